@@ -1,0 +1,151 @@
+"""Between event objects and the JSON text that is stored: type names, schema versions, upcasters.
+
+Event objects are frozen pydantic models. A model's fields become the keys of one JSON object; a None is left out.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import orjson
+from pydantic import BaseModel, JsonValue
+
+from eventstore.errors import InvalidEvent, UnknownEventType
+from eventstore.event import NewEvent, StreamEvent
+
+__all__ = ["MAX_JSON_BYTES", "MAX_JSON_DEPTH", "EventCodec", "EventType", "Upcaster", "encode_json", "json_text"]
+
+MAX_JSON_DEPTH = 64
+"""How deep arrays and objects of a free JSON value may nest."""
+
+MAX_JSON_BYTES = 64 * 1024
+"""How long a free JSON value may be, in bytes of its UTF-8 text."""
+
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+_LEAVES = (str, bool, type(None))
+
+E = TypeVar("E", bound=BaseModel)
+
+Upcaster: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""A pure function from the decoded JSON of one schema version to that of the next."""
+
+
+def encode_json(value: object) -> str:
+    """Encode a value as JSON text: no white space, instants as RFC 3339 with Z, models as objects without their Nones.
+
+    Raises:
+        TypeError: a value, or a text with lone surrogates, that JSON cannot hold.
+    """
+    return orjson.dumps(value, default=_model_fields, option=orjson.OPT_UTC_Z).decode()
+
+
+def _model_fields(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return {name: field for name, field in value if field is not None}
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
+
+
+def json_text(field: str, value: JsonValue) -> str:
+    """Encode a free JSON value that reads back equal, for ever.
+
+    Raises:
+        InvalidEvent: it holds a NaN or an infinity, an integer outside -2**63..2**64-1, a key that is no text, lone
+            surrogates or a type that JSON has not; it nests deeper than 64; its text is longer than 64 KiB. The error
+            names `field`.
+    """
+    _check_values(field, value)
+    try:
+        text = encode_json(value)
+    except TypeError as error:
+        raise InvalidEvent(field, f"must be JSON: {error}") from None
+    if len(text) * 4 > MAX_JSON_BYTES and (size := len(text.encode())) > MAX_JSON_BYTES:
+        raise InvalidEvent(field, f"must be at most {MAX_JSON_BYTES} bytes of JSON, not {size}")
+    return text
+
+
+def _check_values(field: str, value: object) -> None:
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, _LEAVES):
+            continue
+        if isinstance(item, dict | list):
+            if depth == MAX_JSON_DEPTH:
+                raise InvalidEvent(field, f"must not nest deeper than {MAX_JSON_DEPTH}")
+            pending += [(inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item)]
+        else:
+            _check_number(field, item)
+
+
+def _check_number(field: str, item: object) -> None:
+    if isinstance(item, int):
+        if not _MIN_INTEGER <= item <= _MAX_INTEGER:
+            raise InvalidEvent(field, "must not hold integers outside 64 bits; send such a number as text")
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            raise InvalidEvent(field, f"must not hold {item}: JSON has no such number")
+    else:
+        raise InvalidEvent(field, f"must be JSON (dict, list, str, int, float, bool, None), not {type(item).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class EventType(Generic[E]):
+    """A type of event: its name in the log, its model, and the schema version that is written now."""
+
+    name: str
+    model: type[E]
+    schema_version: int = 1
+
+
+class EventCodec(Generic[E]):
+    """Encodes and decodes the events of one domain.
+
+    `upcasters` maps (type name, schema version n) to the function from version n to n + 1. The stored event never
+    changes; it is brought up to date each time it is decoded.
+
+    Raises:
+        ValueError: a type is given twice, or an old schema version has no upcaster.
+    """
+
+    def __init__(
+        self,
+        *types: EventType[E],
+        upcasters: Mapping[tuple[str, int], Upcaster] = MappingProxyType({}),
+    ) -> None:
+        self._by_name = {event_type.name: event_type for event_type in types}
+        self._by_model = {event_type.model: event_type for event_type in types}
+        self._upcasters = dict(upcasters)
+        if not len(self._by_name) == len(self._by_model) == len(types):
+            raise ValueError("every event type needs a name and a model of its own")
+        for event_type in types:
+            for version in range(1, event_type.schema_version):
+                if (event_type.name, version) not in self._upcasters:
+                    raise ValueError(f"no upcaster for {event_type.name!r}, schema version {version}")
+
+    def encode(self, event: E, occurred_at: datetime, metadata: str) -> NewEvent:
+        """Make a new event of an event object.
+
+        Raises:
+            KeyError: the object's model is no type of this codec.
+            InvalidEvent: the event could not be stored.
+        """
+        event_type = self._by_model[type(event)]
+        return NewEvent(event_type.name, encode_json(event), metadata, occurred_at, event_type.schema_version)
+
+    def decode(self, event: StreamEvent) -> E:
+        """Read a stored event as an object of the schema version in force.
+
+        Raises:
+            UnknownEventType: no type of this codec has its name, or its schema version is from the future.
+            pydantic.ValidationError: its data is not what the model says.
+        """
+        event_type = self._by_name.get(event.type)
+        if event_type is None or event.schema_version > event_type.schema_version:
+            raise UnknownEventType(event.type, event.schema_version)
+        data = orjson.loads(event.data)
+        for version in range(event.schema_version, event_type.schema_version):
+            data = self._upcasters[event.type, version](data)
+        return event_type.model.model_validate(data)

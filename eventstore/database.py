@@ -1,0 +1,160 @@
+"""Connections to one Postgres, and running plans over them."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+
+from eventstore.errors import Unavailable
+from eventstore.steps import Plan, arun, run
+
+__all__ = ["DEFAULT_TIMEOUT", "AsyncDatabase", "Database"]
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT: Final = 30.0
+"""How long a call may take to find a server that is away, in seconds."""
+
+DEFAULT_POOL_SIZE: Final = 10
+
+# So that a server which vanished without a word is noticed; what the DSN says goes before. In seconds, but for
+# tcp_user_timeout, which is in milliseconds.
+_CONNECTION_DEFAULTS: Final = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "application_name": "command-registry",
+}
+
+
+def _connection_settings(dsn: str) -> dict[str, Any]:
+    return {"autocommit": True, **_CONNECTION_DEFAULTS, **conninfo_to_dict(dsn)}
+
+
+def _not_lent(error: Exception, timeout: float) -> Unavailable:
+    if isinstance(error, PoolClosed):
+        return Unavailable("the registry is closed: open it first")
+    return Unavailable(f"no connection to Postgres within {timeout:.0f} s: {error.__cause__ or error}")
+
+
+class Database:
+    """A pool of connections to one Postgres, for threads.
+
+    Opening it connects once, so that a wrong DSN is told at once and in the server's words.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+    """
+
+    def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
+        self._timeout = timeout
+        self._pool = ConnectionPool(
+            kwargs=_connection_settings(dsn), min_size=1, max_size=pool_size, open=False, name="command-registry"
+        )
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Connect."""
+        try:
+            Connection.connect(**self._pool.kwargs).close()  # type: ignore[arg-type]
+        except psycopg.OperationalError as error:
+            raise Unavailable(f"cannot connect to Postgres: {error}") from error
+        self._pool.open()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+    def run(self, plan: Plan[T], connection: Connection[Any] | None = None) -> T:
+        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins."""
+        if connection is None:
+            return run(self._lend, plan, self._timeout)
+        return run(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
+
+    @contextmanager
+    def _lend(self, timeout: float) -> Iterator[Connection[Any]]:
+        try:
+            connection = self._pool.getconn(max(timeout, 0.0))
+        except (PoolTimeout, PoolClosed) as error:
+            raise _not_lent(error, self._timeout) from error
+        try:
+            yield connection
+        finally:
+            self._pool.putconn(connection)
+
+
+class AsyncDatabase:
+    """A pool of connections to one Postgres, for asyncio.
+
+    Opening it connects once, so that a wrong DSN is told at once and in the server's words.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+    """
+
+    def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
+        self._timeout = timeout
+        self._pool = AsyncConnectionPool(
+            kwargs=_connection_settings(dsn), min_size=1, max_size=pool_size, open=False, name="command-registry"
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect."""
+        try:
+            connection = await AsyncConnection.connect(**self._pool.kwargs)  # type: ignore[arg-type]
+        except psycopg.OperationalError as error:
+            raise Unavailable(f"cannot connect to Postgres: {error}") from error
+        await connection.close()
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.close()
+
+    async def run(self, plan: Plan[T], connection: AsyncConnection[Any] | None = None) -> T:
+        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins."""
+        if connection is None:
+            return await arun(self._lend, plan, self._timeout)
+        return await arun(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
+
+    @asynccontextmanager
+    async def _lend(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - the pool's own
+        try:
+            connection = await self._pool.getconn(max(timeout, 0.0))
+        except (PoolTimeout, PoolClosed) as error:
+            raise _not_lent(error, self._timeout) from error
+        try:
+            yield connection
+        finally:
+            await self._pool.putconn(connection)
+
+
+C = TypeVar("C", Connection[Any], AsyncConnection[Any])
+
+
+def _checked(connection: C) -> C:
+    if connection.closed:
+        raise Unavailable("the connection given as connection= is closed, and its transaction gone")
+    return connection

@@ -1,0 +1,159 @@
+"""Append and read, as plans: generators of steps that do no I/O (see `eventstore.steps`)."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC
+
+from eventstore import queries
+from eventstore.errors import Conflict, InvalidEvent, OutcomeUnknown, Unavailable
+from eventstore.event import LogPosition, NewEvent, RecordedEvent, StreamEnd, StreamEvent
+from eventstore.hashing import chain
+from eventstore.steps import Lost, Plan, Refused, Row, Step
+
+__all__ = [
+    "append",
+    "check_limit",
+    "event_params",
+    "read_all_streams",
+    "read_log",
+    "read_stream",
+    "recorded_event",
+    "stream_end",
+    "write",
+]
+
+MAX_PAGE = 100_000
+
+
+def append(stream_id: str, expected_version: int, events: Sequence[NewEvent]) -> Plan[tuple[RecordedEvent, ...]]:
+    """Append events to a stream that is at the expected version (0: it has no events).
+
+    Raises:
+        Conflict: the stream is at another version.
+        InvalidEvent: the stream id is no name.
+        OutcomeUnknown: the connection was lost, and what became of the append could not be found out in time.
+    """
+    end = yield from stream_end(stream_id)
+    actual = end.version if end else 0
+    if actual != expected_version:
+        raise Conflict(stream_id, expected_version, actual)
+    chained = chain(stream_id, end, events)
+    if not chained:
+        return ()
+    try:
+        rows = yield from write(Step(queries.APPEND, event_params(chained, end), writes=True), chained)
+    except Refused:
+        end = yield from stream_end(stream_id)
+        raise Conflict(stream_id, expected_version, end.version if end else 0) from None
+    return tuple(_recorded(event, row) for event, row in zip(chained, sorted(rows), strict=True))
+
+
+def write(step: Step, events: Sequence[StreamEvent]) -> Plan[list[Row]]:
+    """Take a step that appends events of one stream, all or none, and find out what became of it if the line breaks.
+
+    The hash is the proof: an event found at (stream, version) with the hash of mine is my own commit.
+
+    Raises:
+        Refused: another event has the place, or the one before it is not there; nothing was written.
+        OutcomeUnknown: the connection was lost, and nobody could be asked in time.
+    """
+    first, lost = events[0], False
+    while True:
+        refused: Refused | None = None
+        try:
+            return (yield step)
+        except Lost:
+            lost = True
+        except Refused as error:
+            if not lost:
+                raise
+            refused = error  # perhaps by my own commit, which was still under way when I asked
+        try:
+            rows = yield Step(queries.FIND_APPENDED, (first.stream_id, first.version, len(events)))
+        except Unavailable as error:
+            raise OutcomeUnknown(first.stream_id, first.version, first.hash) from error
+        if rows and rows[0][2] == first.hash:
+            return [(stream_id, version, *recorded) for stream_id, version, _, *recorded in rows]
+        if refused is not None:
+            raise refused
+
+
+def read_stream(stream_id: str, after_version: int = 0, limit: int | None = None) -> Plan[list[RecordedEvent]]:
+    """Read a stream forwards, from the event after `after_version` on."""
+    rows = yield Step(queries.READ_STREAM, (stream_id, after_version, None if limit is None else check_limit(limit)))
+    return [recorded_event(row) for row in rows]
+
+
+def read_log(after: LogPosition, limit: int) -> Plan[list[RecordedEvent]]:
+    """Read the log in commit order, only what no transaction still under way can come before."""
+    rows = yield Step(queries.READ_LOG, (str(after.transaction_id), after.position, check_limit(limit)))
+    return [recorded_event(row) for row in rows]
+
+
+def read_all_streams(after: tuple[str, int], limit: int) -> Plan[list[RecordedEvent]]:
+    """Read every stream, ordered by stream id (its bytes) and version, from after (stream id, version) on."""
+    rows = yield Step(queries.READ_ALL_STREAMS, (*after, check_limit(limit)))
+    return [recorded_event(row) for row in rows]
+
+
+def stream_end(stream_id: str) -> Plan[StreamEnd | None]:
+    """Read the version and hash of a stream's last event; None when it has no events."""
+    rows = yield Step(queries.STREAM_END, (stream_id,))
+    return StreamEnd(*rows[0]) if rows else None
+
+
+def check_limit(limit: int) -> int:
+    """Check how many events are asked for at once: 1..100,000.
+
+    Raises:
+        InvalidEvent: it is another number.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidEvent("limit", f"must be in 1..{MAX_PAGE}, not {limit}")
+    return limit
+
+
+def event_params(events: Sequence[StreamEvent], end: StreamEnd | None) -> tuple[list[object], ...]:
+    """Give the parameters of `queries.INSERT_EVENTS`, for events that follow a stream's end."""
+    previous = [end.hash if end else None, *(None for _ in events[1:])]
+    return (*_columns(events), list(previous))
+
+
+def _columns(events: Sequence[StreamEvent]) -> Iterator[list[object]]:
+    for name in ("stream_id", "version", "type", "schema_version", "occurred_at", "data", "metadata", "hash"):
+        yield [getattr(event, name) for event in events]
+
+
+def recorded_event(row: Row) -> RecordedEvent:
+    """Make an event of the columns that the queries select."""
+    stream_id, version, event_type, schema_version, occurred_at, data, metadata, event_hash, *log = row
+    position, transaction_id, recorded_at = log
+    return RecordedEvent(
+        stream_id,
+        version,
+        event_type,
+        schema_version,
+        occurred_at.replace(tzinfo=UTC),
+        data,
+        metadata,
+        event_hash,
+        position,
+        transaction_id,
+        recorded_at.replace(tzinfo=UTC),
+    )
+
+
+def _recorded(event: StreamEvent, row: Row) -> RecordedEvent:
+    _, _, position, transaction_id, recorded_at = row
+    return RecordedEvent(
+        event.stream_id,
+        event.version,
+        event.type,
+        event.schema_version,
+        event.occurred_at,
+        event.data,
+        event.metadata,
+        event.hash,
+        position,
+        transaction_id,
+        recorded_at.replace(tzinfo=UTC),
+    )

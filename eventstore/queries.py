@@ -1,0 +1,137 @@
+"""Every SQL text of the event store."""
+
+from typing import Final, LiteralString
+
+# Instants go out as UTC without a zone, so that neither the session's TimeZone nor its DateStyle can change them.
+_EVENT_COLUMNS: Final[LiteralString] = """
+    stream_id,
+    version,
+    type,
+    schema_version,
+    occurred_at AT TIME ZONE 'UTC',
+    data::text,
+    metadata::text,
+    hash,
+    position,
+    transaction_id::text::bigint,
+    recorded_at AT TIME ZONE 'UTC'
+"""
+
+# The primary key refuses a version that is there already. The NOT NULL of `hash` refuses one whose predecessor is not
+# there: a state remembered from a transaction that rolled back, or from a server that failed over, leaves no gap.
+# `previous_hash` is NULL for a stream's first event, and for one that follows another of the same statement.
+INSERT_EVENTS: Final[LiteralString] = """
+    INSERT INTO command_registry.events
+        (stream_id, version, type, schema_version, occurred_at, data, metadata, hash)
+    SELECT
+        new.stream_id,
+        new.version,
+        new.type,
+        new.schema_version,
+        new.occurred_at,
+        new.data::json,
+        new.metadata::json,
+        CASE
+            WHEN new.previous_hash IS NULL
+                OR EXISTS (
+                    SELECT
+                    FROM ONLY command_registry.events AS previous
+                    WHERE previous.stream_id = new.stream_id
+                        AND previous.version = new.version - 1
+                        AND previous.hash = new.previous_hash
+                )
+            THEN new.hash
+        END
+    FROM unnest(
+        %s::text[],
+        %s::int[],
+        %s::text[],
+        %s::smallint[],
+        %s::timestamptz[],
+        %s::text[],
+        %s::text[],
+        %s::bytea[],
+        %s::bytea[]
+    ) AS new (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, previous_hash)
+    ORDER BY new.stream_id COLLATE "C", new.version
+    RETURNING
+        stream_id,
+        version,
+        position,
+        transaction_id::text::bigint AS transaction_id,
+        recorded_at AT TIME ZONE 'UTC' AS recorded_at
+"""
+
+SELECT_APPENDED: Final[LiteralString] = """
+    SELECT stream_id, version, position, transaction_id, recorded_at
+    FROM appended
+"""
+
+APPEND: Final[LiteralString] = "WITH appended AS (" + INSERT_EVENTS + ")" + SELECT_APPENDED
+
+# What `SELECT_APPENDED` gives, read later, and with the hash to tell whose they are.
+FIND_APPENDED: Final[LiteralString] = """
+    SELECT
+        stream_id,
+        version,
+        hash,
+        position,
+        transaction_id::text::bigint,
+        recorded_at AT TIME ZONE 'UTC'
+    FROM ONLY command_registry.events
+    WHERE stream_id = %s
+        AND version >= %s
+    ORDER BY version
+    LIMIT %s
+"""
+
+STREAM_END: Final[LiteralString] = """
+    SELECT version, hash
+    FROM ONLY command_registry.events
+    WHERE stream_id = %s
+    ORDER BY version DESC
+    LIMIT 1
+"""
+
+READ_STREAM: Final[LiteralString] = (
+    "SELECT"
+    + _EVENT_COLUMNS
+    + """
+    FROM ONLY command_registry.events
+    WHERE stream_id = %s
+        AND version > %s
+    ORDER BY version
+    LIMIT %s
+"""
+)
+
+# Behind the xmin barrier: every transaction below it has ended, so none of its events can still turn up.
+READ_LOG: Final[LiteralString] = (
+    "SELECT"
+    + _EVENT_COLUMNS
+    + """
+    FROM ONLY command_registry.events
+    WHERE (transaction_id, position) > (%s::text::xid8, %s)
+        AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+    ORDER BY transaction_id, position
+    LIMIT %s
+"""
+)
+
+READ_ALL_STREAMS: Final[LiteralString] = (
+    "SELECT"
+    + _EVENT_COLUMNS
+    + """
+    FROM ONLY command_registry.events
+    WHERE (stream_id, version) > (%s, %s)
+    ORDER BY stream_id, version
+    LIMIT %s
+"""
+)
+
+BEGIN_SNAPSHOT: Final[LiteralString] = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+COMMIT: Final[LiteralString] = "COMMIT"
+
+SCHEMA_IS_THERE: Final[LiteralString] = "SELECT to_regclass('command_registry.schema_versions') IS NOT NULL"
+SCHEMA_VERSION: Final[LiteralString] = "SELECT max(version) FROM command_registry.schema_versions"
+ENCODING: Final[LiteralString] = "SELECT current_setting('server_encoding'), current_setting('server_version_num')::int"

@@ -1,0 +1,140 @@
+"""A projection's table: its DDL, its upsert, and its rows as values."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC
+from functools import cached_property
+from typing import Any, Final, Generic, LiteralString, TypeVar
+
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from eventstore.steps import Row
+from projections import queries
+from projections.projection import Projection, Values
+
+__all__ = ["SCHEMA", "Table"]
+
+S = TypeVar("S")
+
+SCHEMA: Final = "command_registry"
+
+
+class Table(Generic[S]):
+    """The table of one version of a projection. Holds no connection; every SQL text of it is made once."""
+
+    def __init__(self, projection: Projection[S]) -> None:
+        self.projection = projection
+        self.name = f"{projection.name}_v{projection.version}"
+        self._columns = list(projection.columns)
+        self._readers = [_reader(kind) for kind in projection.columns.values()]
+
+    @property
+    def full_name(self) -> str:
+        """The table's name with its schema."""
+        return f"{SCHEMA}.{self.name}"
+
+    def create(self) -> Iterator[Composed]:
+        """Give the statements that create what is missing of the table, its indexes and its grants."""
+        columns = [SQL("{} {}").format(Identifier(name), SQL(kind)) for name, kind in self.projection.columns.items()]
+        yield self._sql(queries.CREATE_TABLE, columns=SQL(", ").join(columns))
+        for index in self.projection.indexes:
+            name = Identifier("_".join([self.name, *index.columns]))
+            statement = self._sql(queries.CREATE_INDEX, index=name, columns=_identifiers(index.columns))
+            yield statement if index.where is None else statement + SQL(" WHERE ") + SQL(index.where)
+        yield self._sql(queries.GRANT)
+
+    def create_view(self) -> Iterator[Composed]:
+        """Give the statements that point the projection's view to this table."""
+        view = Identifier(SCHEMA, self.projection.name)
+        yield self._sql(queries.CREATE_VIEW, view=view, columns=_identifiers(self._columns))
+        yield SQL(queries.GRANT).format(table=view)
+
+    @cached_property
+    def upsert(self) -> Composed:
+        """The statement that writes rows, given as one array a column (`upsert_params`)."""
+        kinds = self.projection.columns
+        key = self._columns[0]
+        statement = self._sql(
+            queries.UPSERT,
+            columns=_identifiers(self._columns),
+            values=SQL(", ").join(SQL("folded.{}").format(Identifier(name)) + _cast(kinds[name]) for name in kinds),
+            arrays=SQL(", ").join(SQL("%s::") + SQL(_sent_as(kind)) + SQL("[]") for kind in kinds.values()),
+            assignments=SQL(", ").join(
+                SQL("{0} = excluded.{0}").format(Identifier(name)) for name in self._columns if name != key
+            ),
+        )
+        return statement + SQL(queries.UNLESS_NEWER) if "version" in kinds else statement
+
+    def upsert_params(self, rows: Sequence[Values]) -> tuple[list[Any], ...]:
+        """Turn rows into the parameters of `upsert`."""
+        return tuple(list(column) for column in zip(*rows, strict=True))
+
+    @cached_property
+    def select_row(self) -> bytes:
+        """The statement that reads the row of a key."""
+        return self._sql(queries.SELECT_ROW, selected=self._selected).as_bytes()
+
+    @cached_property
+    def select_rows(self) -> bytes:
+        """The statement that reads the rows of many keys."""
+        return self._sql(queries.SELECT_ROWS, selected=self._selected).as_bytes()
+
+    @cached_property
+    def select_orphans(self) -> bytes:
+        """The statement that finds the keys of rows that have no stream."""
+        return self._sql(queries.SELECT_ORPHANS).as_bytes()
+
+    @cached_property
+    def count(self) -> bytes:
+        """The statement that counts the rows."""
+        return self._sql(queries.COUNT).as_bytes()
+
+    @cached_property
+    def load(self) -> bytes:
+        """The statement that reads the end of a stream, and the row of the same key."""
+        return self._sql(queries.LOAD, selected=self._selected).as_bytes()
+
+    def values(self, row: Row) -> Values:
+        """Make values of a row as read."""
+        return tuple(
+            value if value is None or read is None else read(value)
+            for value, read in zip(row, self._readers, strict=True)
+        )
+
+    @cached_property
+    def _selected(self) -> Composable:
+        return SQL(", ").join(_selected(name, kind) for name, kind in self.projection.columns.items())
+
+    def _sql(self, template: LiteralString, **parts: Composable) -> Composed:
+        return SQL(template).format(
+            table=Identifier(SCHEMA, self.name), **{"key": Identifier(self._columns[0])} | parts
+        )
+
+
+def _identifiers(names: Iterable[str]) -> Composed:
+    return SQL(", ").join(Identifier(name) for name in names)
+
+
+# Instants travel as UTC without a zone and JSON as its text, so that no setting of the session changes them.
+
+
+def _selected(name: str, kind: str) -> Composed:
+    column = SQL("stored.{}").format(Identifier(name))
+    if kind.startswith("timestamptz"):
+        return column + SQL(" AT TIME ZONE 'UTC'")
+    return column + SQL("::text") if kind == "json" else column
+
+
+def _sent_as(kind: LiteralString) -> LiteralString:
+    if kind == "json" or kind.startswith("text "):
+        return "text"
+    return "bigint" if kind == "int" else kind
+
+
+def _cast(kind: LiteralString) -> Composable:
+    return SQL("::json") if kind == "json" else SQL("")
+
+
+def _reader(kind: str) -> Callable[[Any], Any] | None:
+    if kind.startswith("timestamptz"):
+        return lambda value: value.replace(tzinfo=UTC)
+    return int if kind.startswith("numeric(") else None

@@ -1,0 +1,96 @@
+"""From a call's arguments to the decision it asks for: everything is checked here, once, for every implementation."""
+
+from datetime import datetime
+
+from pydantic import JsonValue
+
+from eventstore.errors import InvalidEvent
+from eventstore.event import name_problem
+from eventstore.plans import check_limit
+from registry import decider
+from registry.context import current_context
+from registry.decider import Decide
+from registry.errors import CommandNotFound, InvalidCommand
+from registry.lifecycle import CommandState
+from registry.models import EventContext, StateUpdate, accept, check_instant_argument
+
+__all__ = ["completion", "context_of", "dispatch", "existing_id", "expire_limit", "is_possible_id", "state_update"]
+
+
+def is_possible_id(command_id: object) -> bool:
+    """Tell whether a command could have this id; one that could not is answered without asking the log."""
+    return name_problem(command_id) is None
+
+
+def existing_id(command_id: str) -> str:
+    """Return an id that a write may look for.
+
+    Raises:
+        CommandNotFound: no command can have it.
+    """
+    if not is_possible_id(command_id):
+        raise CommandNotFound(command_id)
+    return command_id
+
+
+def context_of(context: EventContext | None) -> EventContext:
+    """Return the context given, or else the one in force."""
+    if context is None:
+        return current_context()
+    if not isinstance(context, EventContext):
+        raise InvalidCommand("context", f"must be an EventContext, not {type(context).__name__}")
+    return context
+
+
+def state_update(
+    state: CommandState,
+    dispatched_at: datetime | None,
+    completed_at: datetime | None,
+    response_size_bytes: int | None,
+    error: JsonValue,
+) -> Decide[bool]:
+    """Check the arguments of `update_command_state`."""
+    return decider.update_state(
+        accept(
+            StateUpdate,
+            state=state,
+            dispatched_at=dispatched_at,
+            completed_at=completed_at,
+            response_size_bytes=response_size_bytes,
+            error=error,
+        )
+    )
+
+
+def completion(
+    state: CommandState, completed_at: datetime, response_size_bytes: int | None, error: JsonValue
+) -> Decide[bool]:
+    """Check the arguments of `complete_command`."""
+    return decider.complete(
+        accept(
+            StateUpdate,
+            state=state,
+            completed_at=check_instant_argument("completed_at", completed_at),
+            response_size_bytes=response_size_bytes,
+            error=error,
+        )
+    )
+
+
+def dispatch(dispatched_at: datetime) -> Decide[bool]:
+    """Check the arguments of `mark_dispatched_if_not_terminal`."""
+    return decider.mark_dispatched(check_instant_argument("dispatched_at", dispatched_at))
+
+
+def expire_limit(limit: int) -> int:
+    """Check the limit of `expire_overdue`.
+
+    Raises:
+        InvalidCommand: it is not in 1..100,000.
+    """
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise InvalidCommand("limit", f"must be a whole number, not {type(limit).__name__}")
+    try:
+        return check_limit(limit)
+    except InvalidEvent as error:
+        raise InvalidCommand(error.field, error.problem) from None

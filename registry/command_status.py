@@ -1,0 +1,80 @@
+"""The current status of every command: the read model that the metadata and status queries are answered from."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Final, LiteralString
+
+import orjson
+
+from eventstore.codec import encode_json
+from eventstore.event import StreamEvent
+from projections.projection import Index, Projection, Values
+from projections.table import Table
+from registry.decider import evolve
+from registry.events import CODEC
+from registry.models import CommandStatus, Target
+
+__all__ = ["COMMAND_STATUS", "CommandStatusProjection"]
+
+# numeric(20): sizes go up to 2**64-1.
+_COLUMNS: Final[dict[LiteralString, LiteralString]] = {
+    "command_id": 'text COLLATE "C"',
+    "workspace_id": "text",
+    "project_id": "text",
+    "deployment_id": "text",
+    "command": "text",
+    "state": "text",
+    "attempt": "bigint",
+    "deadline": "timestamptz",
+    "created_at": "timestamptz",
+    "dispatched_at": "timestamptz",
+    "completed_at": "timestamptz",
+    "error": "json",
+    "request_size_bytes": "numeric(20)",
+    "response_size_bytes": "numeric(20)",
+    "deployment_model": "text",
+    "target_resource_id": "text",
+    "target_resource_type": "text",
+    "version": "int",
+}
+
+
+class CommandStatusProjection(Projection[CommandStatus]):
+    """One row for each command, as `evolve` folds it."""
+
+    name = "command_status"
+    version = 1
+    columns: ClassVar[Mapping[LiteralString, LiteralString]] = MappingProxyType(_COLUMNS)
+    indexes = (
+        # For `expire_overdue`: only commands that can still expire.
+        Index(("deadline",), where="deadline IS NOT NULL AND state IN ('PENDING_UPLOAD', 'PENDING', 'DISPATCHED')"),
+    )
+
+    def key(self, event: StreamEvent) -> str:
+        """One row for each stream."""
+        return event.stream_id
+
+    def fold(self, state: CommandStatus | None, event: StreamEvent) -> CommandStatus:
+        """Fold a stored event."""
+        return evolve(state, CODEC.decode(event))
+
+    def row(self, state: CommandStatus) -> Values:
+        """Make the row of a status."""
+        values = dict(state)
+        target: Target | None = values.pop("target")
+        values["target_resource_id"] = target.resource_id if target else None
+        values["target_resource_type"] = target.resource_type if target else None
+        values["error"] = None if state.error is None else encode_json(state.error)
+        return tuple(values[name] for name in _COLUMNS)
+
+    def state(self, row: Values) -> CommandStatus:
+        """Make the status of a row."""
+        values = dict(zip(_COLUMNS, row, strict=True))
+        resource_id, resource_type = values.pop("target_resource_id"), values.pop("target_resource_type")
+        values["error"] = None if values["error"] is None else orjson.loads(values["error"])
+        values["target"] = resource_id and Target(resource_id=resource_id, resource_type=resource_type)
+        return CommandStatus(**values)
+
+
+COMMAND_STATUS: Final = Table(CommandStatusProjection())
+"""The table of the status projection."""

@@ -1,0 +1,188 @@
+"""The whole domain logic, pure: what a call means for a command, and what an event makes of its status.
+
+Each decision is given the status as it is, and answers with the events that follow and what the caller is told; or it
+refuses. `evolve` is the one fold: the read model, the registry in memory, replay, time travel and rebuild all use it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Generic, TypeAlias, TypeVar, assert_never
+
+from pydantic import JsonValue
+
+from eventstore.codec import encode_json
+from registry.deployments import Deployment
+from registry.errors import InvalidCommand, InvalidCommandState, InvalidTransition
+from registry.events import AttemptIncremented, CommandCreated, CommandEvent, CommandTransitioned
+from registry.lifecycle import CommandState, can_transition_to, is_terminal
+from registry.models import MAX_ATTEMPT, CommandStatus, NewCommand, StateUpdate, Target
+
+__all__ = [
+    "Decide",
+    "Decision",
+    "complete",
+    "create",
+    "evolve",
+    "expire",
+    "increment_attempt",
+    "mark_dispatched",
+    "replay",
+    "update_state",
+]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[R]):
+    """What the caller is told, and the events that make it true (none: nothing changes)."""
+
+    answer: R
+    events: tuple[CommandEvent, ...] = ()
+
+
+Decide: TypeAlias = Callable[[CommandStatus], Decision[R]]
+"""A call, waiting for the status to decide on."""
+
+
+def create(
+    command_id: str, call: NewCommand, deployment: Deployment, target: Target, created_at: datetime
+) -> CommandCreated:
+    """Create a command of a deployment."""
+    return CommandCreated(
+        command_id=command_id,
+        workspace_id=deployment.workspace_id,
+        project_id=deployment.project_id,
+        deployment_id=deployment.id,
+        command=call.command_name,
+        state=call.initial_state,
+        created_at=created_at,
+        deadline=call.deadline,
+        request_size_bytes=call.request_size_bytes,
+        deployment_model=deployment.deployment_model,
+        target=target,
+    )
+
+
+def update_state(update: StateUpdate) -> Decide[bool]:
+    """Move a command as the matrix allows: False when it is terminal, and no event when nothing is new.
+
+    Raises (when decided):
+        InvalidTransition: the matrix forbids it.
+    """
+
+    def decide(status: CommandStatus) -> Decision[bool]:
+        if is_terminal(status.state):
+            return Decision(answer=False)
+        if not can_transition_to(status.state, update.state):
+            raise InvalidTransition(status.command_id, status.state, update.state)
+        return _transition(status, update)
+
+    return decide
+
+
+def complete(update: StateUpdate) -> Decide[bool]:
+    """Give a command its result, from any state that is not terminal: a response after a released lease is real work.
+
+    Raises:
+        InvalidCommandState: the state given is not terminal.
+    """
+    if not is_terminal(update.state):
+        raise InvalidCommandState("state", f"must be SUCCEEDED, FAILED or EXPIRED to complete, not {update.state}")
+    return _unless_terminal(update)
+
+
+def mark_dispatched(dispatched_at: datetime) -> Decide[bool]:
+    """Note that a command is with its deployment, from any state that is not terminal."""
+    return _unless_terminal(StateUpdate(state=CommandState.DISPATCHED, dispatched_at=dispatched_at))
+
+
+def increment_attempt(status: CommandStatus) -> Decision[int]:
+    """Count one more attempt; on a terminal command the number stays."""
+    if is_terminal(status.state):
+        return Decision(status.attempt)
+    if status.attempt == MAX_ATTEMPT:
+        raise InvalidCommand(
+            "attempt", f"command {status.command_id!r} has had all {MAX_ATTEMPT} attempts there can be"
+        )
+    attempt = status.attempt + 1
+    return Decision(attempt, (AttemptIncremented(attempt=attempt),))
+
+
+def expire(now: datetime) -> Decide[bool]:
+    """Let a command expire whose deadline has passed by `now`; False when it has not, or the command is terminal."""
+
+    def decide(status: CommandStatus) -> Decision[bool]:
+        if is_terminal(status.state) or status.deadline is None or status.deadline > now:
+            return Decision(answer=False)
+        deadline = status.deadline.isoformat().replace("+00:00", "Z")
+        error: JsonValue = {"code": "COMMAND_EXPIRED", "message": f"Deadline {deadline} elapsed"}
+        return _transition(status, StateUpdate(state=CommandState.EXPIRED, completed_at=now, error=error))
+
+    return decide
+
+
+def _unless_terminal(update: StateUpdate) -> Decide[bool]:
+    def decide(status: CommandStatus) -> Decision[bool]:
+        return Decision(answer=False) if is_terminal(status.state) else _transition(status, update)
+
+    return decide
+
+
+_FACTS: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
+
+
+def _transition(status: CommandStatus, update: StateUpdate) -> Decision[bool]:
+    facts = {name: value for name in _FACTS if (value := getattr(update, name)) is not None}
+    if update.state == status.state and all(_same(value, getattr(status, name)) for name, value in facts.items()):
+        return Decision(answer=True)
+    return Decision(True, (CommandTransitioned(from_state=status.state, to_state=update.state, **facts),))
+
+
+def _same(new: object, stored: object) -> bool:
+    """Compare as JSON does: Python takes 1, 1.0 and True for equal."""
+    return encode_json(new) == encode_json(stored)
+
+
+def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:
+    """Fold one event into the status before it (None: there was none).
+
+    Raises:
+        ValueError: a stream that does not begin with a creation, or has a second one.
+    """
+    match event:
+        case CommandCreated():
+            if status is not None:
+                raise ValueError(f"command {event.command_id!r} was created twice")
+            return CommandStatus(
+                **dict(event),
+                attempt=1,
+                dispatched_at=None,
+                completed_at=None,
+                error=None,
+                response_size_bytes=None,
+                version=1,
+            )
+        case CommandTransitioned():
+            known = _created(status)
+            facts = {name: value for name in _FACTS if (value := getattr(event, name)) is not None}
+            return known.model_copy(update={"state": event.to_state, "version": known.version + 1, **facts})
+        case AttemptIncremented():
+            known = _created(status)
+            return known.model_copy(update={"attempt": event.attempt, "version": known.version + 1})
+        case _:
+            assert_never(event)
+
+
+def _created(status: CommandStatus | None) -> CommandStatus:
+    if status is None:
+        raise ValueError("a stream of a command begins with its creation")
+    return status
+
+
+def replay(events: Sequence[CommandEvent], status: CommandStatus | None = None) -> CommandStatus:
+    """Fold events (at least one), from the first or from a status on."""
+    for event in events:
+        status = evolve(status, event)
+    return _created(status)

@@ -1,0 +1,86 @@
+"""The deployment directory in table `command_registry.deployments`."""
+
+from typing import Any
+
+from psycopg import AsyncConnection, Connection
+from pydantic import TypeAdapter
+
+from eventstore.codec import encode_json
+from eventstore.database import AsyncDatabase, Database
+from eventstore.event import name_problem
+from eventstore.steps import Plan, Row, Step
+from registry import queries
+from registry.deployments import Deployment
+from registry.models import Target
+
+__all__ = ["AsyncDeploymentTable", "DeploymentTable", "find", "put", "remove"]
+
+_TARGETS: TypeAdapter[tuple[Target, ...] | None] = TypeAdapter(tuple[Target, ...] | None)
+
+
+def find(deployment_id: str) -> Plan[Deployment | None]:
+    """Look a deployment up in table `command_registry.deployments`."""
+    if name_problem(deployment_id) is not None:
+        return None
+    rows = yield Step(queries.FIND_DEPLOYMENT, (deployment_id,))
+    return _deployment(rows[0]) if rows else None
+
+
+def put(deployment: Deployment) -> Plan[None]:
+    """Add a deployment to the table, or replace the one of its id."""
+    targets = None if deployment.targets is None else encode_json(list(deployment.targets))
+    values = deployment.model_dump() | {"targets": targets}
+    yield Step(queries.PUT_DEPLOYMENT, tuple(values.values()))
+
+
+def remove(deployment_id: str) -> Plan[bool]:
+    """Remove a deployment from the table; False when there is none of this id."""
+    if name_problem(deployment_id) is not None:
+        return False
+    rows = yield Step(queries.REMOVE_DEPLOYMENT, (deployment_id,))
+    return bool(rows)
+
+
+def _deployment(row: Row) -> Deployment:
+    values = dict(zip(Deployment.model_fields, row, strict=True))
+    if values["targets"] is not None:
+        values["targets"] = _TARGETS.validate_json(values["targets"])
+    return Deployment(**values)
+
+
+class DeploymentTable:
+    """The directory in table `command_registry.deployments`, for threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, deployment_id: str) -> Deployment | None:
+        """As `DeploymentDirectory.get`."""
+        return self._database.run(find(deployment_id))
+
+    def put(self, deployment: Deployment, *, connection: Connection[Any] | None = None) -> None:
+        """Add a deployment, or replace the one of its id."""
+        self._database.run(put(deployment), connection)
+
+    def remove(self, deployment_id: str, *, connection: Connection[Any] | None = None) -> bool:
+        """Remove a deployment; False when there is none of this id. Its commands stay."""
+        return self._database.run(remove(deployment_id), connection)
+
+
+class AsyncDeploymentTable:
+    """The directory in table `command_registry.deployments`, for asyncio."""
+
+    def __init__(self, database: AsyncDatabase) -> None:
+        self._database = database
+
+    async def get(self, deployment_id: str) -> Deployment | None:
+        """As `DeploymentDirectory.get`."""
+        return await self._database.run(find(deployment_id))
+
+    async def put(self, deployment: Deployment, *, connection: AsyncConnection[Any] | None = None) -> None:
+        """Add a deployment, or replace the one of its id."""
+        await self._database.run(put(deployment), connection)
+
+    async def remove(self, deployment_id: str, *, connection: AsyncConnection[Any] | None = None) -> bool:
+        """Remove a deployment; False when there is none of this id. Its commands stay."""
+        return await self._database.run(remove(deployment_id), connection)

@@ -1,0 +1,281 @@
+"""What the registry takes and answers: frozen pydantic models, and the rules for what is accepted.
+
+What is accepted reads back equal, for ever. So everything that could not be stored exactly is refused at the door.
+"""
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Final, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
+
+from eventstore.codec import json_text
+from eventstore.errors import InvalidEvent
+from eventstore.event import check_instant, name_problem
+from registry.errors import InvalidCommand
+from registry.lifecycle import CommandState
+
+__all__ = [
+    "CommandAccessContext",
+    "CommandEnvelopeData",
+    "CommandMetadata",
+    "CommandStatus",
+    "DeliveryMode",
+    "DeploymentModel",
+    "EventContext",
+    "Instant",
+    "Json",
+    "Model",
+    "Name",
+    "NewCommand",
+    "ResolvedTarget",
+    "ResourceType",
+    "Size",
+    "StateUpdate",
+    "Target",
+    "accept",
+    "check_instant_argument",
+]
+
+MAX_SIZE: Final = 2**64 - 1
+MAX_ATTEMPT: Final = 2**32 - 1
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def _name(value: object) -> str:
+    problem = name_problem(value)
+    if problem is not None:
+        raise ValueError(problem)
+    return str(value)
+
+
+def _instant_text(value: object) -> object:
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, str) and _RFC3339.fullmatch(value):
+        return value
+    raise ValueError(
+        "must be a datetime with a time zone, or RFC 3339 text such as 2026-11-24T10:00:00.123456Z "
+        "(an offset, at most six fraction digits)"
+    )
+
+
+def _utc(value: datetime, info: ValidationInfo) -> datetime:
+    return check_instant(info.field_name or "instant", value)
+
+
+def _utc_text(value: datetime) -> str:
+    return value.isoformat().replace("+00:00", "Z")
+
+
+def _json(value: JsonValue, info: ValidationInfo) -> JsonValue:
+    json_text(info.field_name or "value", value)
+    return value
+
+
+def _traceparent(value: str) -> str:
+    if not _TRACEPARENT.fullmatch(value):
+        raise ValueError("must be a W3C traceparent: 00-<32 hex>-<16 hex>-<2 hex>, in lower case")
+    return value
+
+
+Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
+"""An id or a name: 1..255 characters, no control characters, no lone surrogates."""
+
+Instant: TypeAlias = Annotated[
+    AwareDatetime,
+    BeforeValidator(_instant_text),
+    AfterValidator(_utc),
+    PlainSerializer(_utc_text, return_type=str, when_used="json"),
+]
+"""An instant in the years 1..9999 UTC, to the microsecond; a datetime with a zone, or RFC 3339 text."""
+
+Size: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=MAX_SIZE)]
+"""A size in bytes, 0..2**64-1."""
+
+Json: TypeAlias = Annotated[JsonValue, BeforeValidator(_json)]
+"""A free JSON value: at most 64 KiB of text, nested at most 64 deep, integers within 64 bits, no NaN or infinity."""
+
+Attributes: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(_json)]
+Traceparent: TypeAlias = Annotated[str, AfterValidator(_traceparent)]
+
+
+class Model(BaseModel):
+    """Base of the registry's models: frozen, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DeploymentModel(StrEnum):
+    """How a deployment gets its commands."""
+
+    PUSH = "push"
+    PULL = "pull"
+
+
+DeliveryMode: TypeAlias = DeploymentModel
+"""How one command reaches its target: its deployment's model, but containers and daemons always pull."""
+
+
+class ResourceType(StrEnum):
+    """What a target of a deployment is."""
+
+    WORKER = "worker"
+    CONTAINER = "container"
+    DAEMON = "daemon"
+
+
+class Target(Model):
+    """The resource of a deployment that a command is for."""
+
+    resource_id: Name
+    resource_type: ResourceType
+
+
+class ResolvedTarget(Model):
+    """A target, and how commands reach it."""
+
+    target: Target
+    delivery_mode: DeliveryMode
+
+
+class CommandMetadata(Model):
+    """What `create_command` answers."""
+
+    command_id: str
+    deployment_model: DeploymentModel
+    project_id: str
+    target: Target | None
+    delivery_mode: DeliveryMode
+
+
+class CommandEnvelopeData(Model):
+    """What is needed to send a command to its deployment. `version`: the stream version this reflects."""
+
+    command_id: str
+    deployment_id: str
+    command: str
+    attempt: int
+    deadline: Instant | None
+    state: CommandState
+    deployment_model: DeploymentModel
+    target: Target | None
+    delivery_mode: DeliveryMode
+    version: int
+
+
+class CommandStatus(Model):
+    """The status of a command. Sizes in bytes; `version`: the stream version this reflects, 1 or more."""
+
+    command_id: str
+    workspace_id: str
+    project_id: str
+    deployment_id: str
+    command: str
+    state: CommandState
+    attempt: int
+    deadline: Instant | None
+    created_at: Instant
+    dispatched_at: Instant | None
+    completed_at: Instant | None
+    error: JsonValue
+    request_size_bytes: int | None
+    response_size_bytes: int | None
+    deployment_model: DeploymentModel
+    target: Target | None
+    version: int
+
+
+class CommandAccessContext(Model):
+    """What an authorisation of access to a command needs."""
+
+    workspace_id: str
+    project_id: str
+    deployment_id: str
+    target: Target | None
+
+
+class EventContext(Model):
+    """Who caused an event, and in the course of what. Kept in the event's metadata.
+
+    `attributes` is free: a JSON object of at most 64 KiB.
+    """
+
+    actor: Name | None = None
+    traceparent: Traceparent | None = None
+    request_id: Name | None = None
+    attributes: Attributes = Field(default_factory=dict)
+
+
+class NewCommand(Model):
+    """The arguments of `create_command`."""
+
+    deployment_id: Name
+    command_name: Name
+    initial_state: CommandState = CommandState.PENDING
+    deadline: Instant | None = None
+    request_size_bytes: Size | None = None
+    idempotency_key: Name | None = None
+    target: str | None = Field(default=None, strict=True, max_length=255)
+
+
+class StateUpdate(Model):
+    """The arguments of `update_command_state`; a None keeps the stored value."""
+
+    state: CommandState
+    dispatched_at: Instant | None = None
+    completed_at: Instant | None = None
+    response_size_bytes: Size | None = None
+    error: Json = None
+
+
+M = TypeVar("M", bound=BaseModel)
+_INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
+
+
+def accept(model: type[M], **arguments: object) -> M:
+    """Make a model of a call's arguments.
+
+    Raises:
+        InvalidCommand: an argument cannot be accepted; the error names it.
+    """
+    try:
+        return model(**arguments)
+    except ValidationError as error:
+        raise _invalid(error, "") from None
+    except InvalidEvent as error:
+        raise InvalidCommand(error.field, error.problem) from None
+
+
+def check_instant_argument(field: str, value: object) -> datetime:
+    """Return an instant argument in UTC.
+
+    Raises:
+        InvalidCommand: it is no instant, naive, or outside the years 1..9999 in UTC.
+    """
+    try:
+        return _INSTANT.validate_python(value)
+    except ValidationError as error:
+        raise _invalid(error, field) from None
+
+
+def _invalid(error: ValidationError, field: str) -> InvalidCommand:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    problem = cause.problem if isinstance(cause, InvalidEvent) else str(cause or first["msg"])
+    return InvalidCommand(".".join([*([field] if field else []), *map(str, first["loc"])]), problem)
