@@ -1,6 +1,7 @@
 """The event store in memory: for tests, and for a registry that nobody needs tomorrow."""
 
 import threading
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,7 +11,7 @@ from typing import Any
 from psycopg import AsyncConnection, Connection
 
 from eventstore.errors import Conflict
-from eventstore.event import LogPosition, NewEvent, RecordedEvent, StreamEnd, StreamEvent
+from eventstore.event import LogPosition, NewEvent, RecordedEvent, StreamEnd, StreamEvent, check_name
 from eventstore.hashing import chain
 from eventstore.plans import check_limit
 from eventstore.protocol import LOG_START
@@ -49,6 +50,7 @@ class MemoryEventStore:
     ) -> tuple[RecordedEvent, ...]:
         """As `EventStore.append`."""
         no_transaction(connection)
+        check_name("stream_id", stream_id)
         with self._lock:
             end = self._end(stream_id)
             actual = end.version if end else 0
@@ -73,15 +75,17 @@ class MemoryEventStore:
 
     def read_stream(self, stream_id: str, after_version: int = 0, limit: int | None = None) -> list[RecordedEvent]:
         """As `EventStore.read_stream`."""
-        stop = None if limit is None else after_version + check_limit(limit)
+        start = max(after_version, 0)
+        stop = None if limit is None else start + check_limit(limit)
         with self._lock:
-            return self._streams.get(stream_id, [])[after_version:stop]
+            return self._streams.get(stream_id, [])[start:stop]
 
     def read_log(self, after: LogPosition = LOG_START, limit: int = 1000) -> list[RecordedEvent]:
         """As `EventStore.read_log`."""
         check_limit(limit)
         with self._lock:
-            return self._log[after.position : after.position + limit]
+            start = bisect_right(self._log, after, key=lambda event: event.log_position)
+            return self._log[start : start + limit]
 
     def read_all_streams(self) -> list[RecordedEvent]:
         """Read every event, ordered by stream id and version."""

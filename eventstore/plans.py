@@ -5,7 +5,15 @@ from datetime import UTC
 
 from eventstore import queries
 from eventstore.errors import Conflict, InvalidEvent, OutcomeUnknown, Unavailable
-from eventstore.event import LogPosition, NewEvent, RecordedEvent, StreamEnd, StreamEvent
+from eventstore.event import (
+    LogPosition,
+    NewEvent,
+    RecordedEvent,
+    StreamEnd,
+    StreamEvent,
+    check_name,
+    name_problem,
+)
 from eventstore.hashing import chain
 from eventstore.steps import Lost, Plan, Refused, Row, Step
 
@@ -32,6 +40,7 @@ def append(stream_id: str, expected_version: int, events: Sequence[NewEvent]) ->
         InvalidEvent: the stream id is no name.
         OutcomeUnknown: the connection was lost, and what became of the append could not be found out in time.
     """
+    check_name("stream_id", stream_id)
     end = yield from stream_end(stream_id)
     actual = end.version if end else 0
     if actual != expected_version:
@@ -43,7 +52,8 @@ def append(stream_id: str, expected_version: int, events: Sequence[NewEvent]) ->
         rows = yield from write(Step(queries.APPEND, event_params(chained, end), writes=True), chained)
     except Refused:
         end = yield from stream_end(stream_id)
-        raise Conflict(stream_id, expected_version, end.version if end else 0) from None
+        actual = end.version if end else 0  # still as expected where this transaction's isolation hides the other
+        raise Conflict(stream_id, expected_version, actual if actual != expected_version else None) from None
     return tuple(_recorded(event, row) for event, row in zip(chained, sorted(rows), strict=True))
 
 
@@ -67,6 +77,10 @@ def write(step: Step, events: Sequence[StreamEvent]) -> Plan[list[Row]]:
             if not lost:
                 raise
             refused = error  # perhaps by my own commit, which was still under way when I asked
+        except Unavailable as error:
+            if not lost:
+                raise
+            raise OutcomeUnknown(first.stream_id, first.version, first.hash) from error
         try:
             rows = yield Step(queries.FIND_APPENDED, (first.stream_id, first.version, len(events)))
         except Unavailable as error:
@@ -79,7 +93,10 @@ def write(step: Step, events: Sequence[StreamEvent]) -> Plan[list[Row]]:
 
 def read_stream(stream_id: str, after_version: int = 0, limit: int | None = None) -> Plan[list[RecordedEvent]]:
     """Read a stream forwards, from the event after `after_version` on."""
-    rows = yield Step(queries.READ_STREAM, (stream_id, after_version, None if limit is None else check_limit(limit)))
+    most = None if limit is None else check_limit(limit)
+    if name_problem(stream_id) is not None:
+        return []
+    rows = yield Step(queries.READ_STREAM, (stream_id, after_version, most))
     return [recorded_event(row) for row in rows]
 
 
@@ -97,6 +114,8 @@ def read_all_streams(after: tuple[str, int], limit: int) -> Plan[list[RecordedEv
 
 def stream_end(stream_id: str) -> Plan[StreamEnd | None]:
     """Read the version and hash of a stream's last event; None when it has no events."""
+    if name_problem(stream_id) is not None:
+        return None
     rows = yield Step(queries.STREAM_END, (stream_id,))
     return StreamEnd(*rows[0]) if rows else None
 

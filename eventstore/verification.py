@@ -43,7 +43,8 @@ class ChainCheck:
                 Problem(
                     self._stream_id,
                     event.version,
-                    "the hash does not match: the event, or the stored hash before it, was changed after it was written",
+                    "the hash does not match: "
+                    "the event, or the stored hash before it, was changed after it was written",
                 )
             )
         self._version, self._hash = event.version, event.hash
