@@ -1,0 +1,143 @@
+"""The commands that prove: the verification of the whole record, and its export."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from eventstore.event import LogPosition
+from eventstore.protocol import LOG_START
+from registry import doctor
+from registry.audit import Report, export_line
+from registry.cli.commands import AUDIT, command
+from registry.cli.invocation import Stop
+from registry.cli.opening import opened
+from registry.cli.options import Debug, Dsn, Json
+from registry.cli.output import facts, print_json, progress, say, stderr
+
+__all__ = ["export", "verify"]
+
+
+@command(
+    AUDIT,
+    "command-registry verify",
+    "command-registry verify --json",
+)
+def verify(as_json: Json = False, dsn: Dsn = None, _debug: Debug = False) -> None:
+    """Verify that nothing in the record was changed.
+
+    Exit status 1 when anything is not as it was written. Every event's hash is computed again and must match, every
+    command's versions must run 1, 2, 3 without a gap, and every row of the read model must be what its events fold
+    to; all as of one moment. It changes nothing, and stops nobody.
+    """
+    with opened(dsn) as registry:
+        count = lambda: registry.database.run(doctor.count_events())  # noqa: E731 - for the bar alone
+        begun = time.perf_counter()
+        with progress("verifying", count, quiet=as_json) as advance:
+            report = registry.verify(advance)
+        seconds = time.perf_counter() - begun
+    _show_json(report, seconds) if as_json else _show(report, seconds)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show_json(report: Report, seconds: float) -> None:
+    print_json(
+        {
+            "ok": report.ok,
+            "events": report.events,
+            "streams": report.streams,
+            "rows": report.rows,
+            "seconds": round(seconds, 3),
+            "events_per_second": round(report.events / seconds),
+            "problem_count": report.problem_count,
+            "problems": report.problems,
+        }
+    )
+
+
+def _show(report: Report, seconds: float) -> None:
+    for problem in report.problems:
+        say(str(problem))
+    if report.problem_count > len(report.problems):
+        say(f"... and {report.problem_count - len(report.problems)} more")
+    facts(
+        "verification",
+        [
+            ("result", "everything is as it was written" if report.ok else f"{report.problem_count} problems"),
+            ("events", str(report.events)),
+            ("streams", str(report.streams)),
+            ("rows", str(report.rows)),
+            ("seconds", f"{seconds:.2f}"),
+            ("events/s", f"{report.events / seconds:.0f}"),
+        ],
+    )
+
+
+def _position(text: str) -> LogPosition:
+    if not re.fullmatch(r"\d{1,18}:\d{1,18}", text, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not TRANSACTION_ID:POSITION, such as 812:40")
+    transaction_id, _, position = text.partition(":")
+    return LogPosition(int(transaction_id), int(position))
+
+
+@command(
+    AUDIT,
+    "command-registry export --output log.jsonl",
+    "command-registry export | gzip > log.jsonl.gz",
+    "command-registry export --after 812:40",
+)
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to. Default: the standard output.")
+    ] = None,
+    after: Annotated[
+        LogPosition | None,
+        typer.Option(
+            "--after",
+            parser=_position,
+            metavar="TRANSACTION_ID:POSITION",
+            help="Go on after this event: what an earlier export said it ended at.",
+        ),
+    ] = None,
+    dsn: Dsn = None,
+    _debug: Debug = False,
+) -> None:
+    """Write the log as JSON, one event a line.
+
+    In the order of the log, with data and metadata to the letter as they are stored and hashed. An event that was
+    committed beside a transaction which is still open is not given yet: something may come before it. How many those
+    are, and where the export ended, is said on stderr.
+    """
+    lines, last = 0, after or LOG_START
+    with opened(dsn) as registry, _writing(output) as file:
+        for event in registry.export(last):
+            file.write(export_line(event))
+            lines, last = lines + 1, event.log_position
+        file.flush()
+        waiting = registry.database.run(doctor.held_back())
+    place = "" if last == LOG_START else f"; to go on later: --after {last.transaction_id}:{last.position}"
+    stderr().print(f"{lines} events exported{place}", soft_wrap=True)
+    if waiting:
+        stderr().print(
+            f"{waiting} more wait for an open transaction (command-registry doctor names it): not given yet",
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def _writing(path: Path | None) -> Iterator[BinaryIO]:
+    if path is None or str(path) == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise Stop(f"cannot write {path}: {error.strerror}; choose another --output") from error
+    with file:
+        yield file

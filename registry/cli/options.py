@@ -1,0 +1,276 @@
+"""The options that commands share, and the values they take."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import psycopg
+import typer
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import JsonValue
+
+from registry.cli.errors import user_name
+from registry.cli.invocation import Invocation
+from registry.errors import InvalidCommand
+from registry.lifecycle import CommandState, is_terminal
+from registry.models import EventContext, accept, check_instant_argument
+
+__all__ = [
+    "Actor",
+    "At",
+    "CommandId",
+    "CompletedAt",
+    "Deadline",
+    "Debug",
+    "Deployments",
+    "DeploymentsKind",
+    "DispatchedAt",
+    "Dsn",
+    "ErrorValue",
+    "InitialState",
+    "Json",
+    "Now",
+    "RequestId",
+    "RequestSize",
+    "ResponseSize",
+    "Result",
+    "RootDebug",
+    "RootDsn",
+    "State",
+    "Traceparent",
+    "context",
+    "deployment_directory",
+    "given_dsn",
+    "now",
+]
+
+DSN_VARIABLE: Final = "COMMAND_REGISTRY_DSN"
+_CONNECTION: Final = "Connection and output"
+_CONTEXT: Final = "Who, and in the course of what"
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION: Final = re.compile(r"(?:\d{1,9}[smhdw])+", re.ASCII)
+_PART: Final = re.compile(r"(\d+)([smhdw])", re.ASCII)
+
+
+def now() -> datetime:
+    """Tell the time."""
+    return datetime.now(UTC)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return check_instant_argument("instant", text)
+    except InvalidCommand as error:
+        raise typer.BadParameter(f"{text!r} {error.problem}") from None
+
+
+def _deadline(text: str) -> datetime:
+    if not _DURATION.fullmatch(text):
+        try:
+            return _instant(text)
+        except typer.BadParameter:
+            raise typer.BadParameter(
+                f"{text!r} is neither an instant such as 2026-11-24T10:00:00Z nor a duration such as 30m, 2h or 1d12h"
+            ) from None
+    try:
+        return now() + sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text)), timedelta())
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} from now is after the year 9999") from None
+
+
+def _state(text: str) -> CommandState:
+    return _one_of(text, tuple(CommandState))
+
+
+def _result(text: str) -> CommandState:
+    return _one_of(text, tuple(state for state in CommandState if is_terminal(state)))
+
+
+def _one_of(text: str, states: tuple[CommandState, ...]) -> CommandState:
+    if text.upper() not in states:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(states)}")
+    return CommandState(text.upper())
+
+
+def _json(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(
+            f"{text[:80]!r} is not JSON ({error}): write such as "
+            + """'{"code":"TIMEOUT"}', or a text as '"timeout"'"""
+        ) from None
+    return value
+
+
+def _root_dsn(ctx: typer.Context, value: str | None) -> str | None:
+    if value is not None:
+        invocation: Invocation = ctx.obj
+        invocation.dsn, invocation.dsn_given = _checked(value), True
+    return value
+
+
+def _dsn(ctx: typer.Context, value: str | None) -> str | None:
+    """Choose: what was given after the command, what was given before it, what the environment says."""
+    invocation: Invocation = ctx.obj
+    source = ctx.get_parameter_source("dsn")
+    given = source is not None and source.name == "COMMANDLINE"
+    if value is not None and (given or not invocation.dsn_given):
+        invocation.dsn, invocation.dsn_given = _checked(value), given
+    return invocation.dsn
+
+
+def given_dsn(ctx: typer.Context) -> bool:
+    """Tell whether a DSN was given in the call itself, and not by the environment."""
+    invocation: Invocation = ctx.obj
+    return invocation.dsn_given
+
+
+def _checked(dsn: str) -> str:
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # What libpq says of it may hold the password.
+        raise typer.BadParameter(
+            f"what --dsn (or {DSN_VARIABLE}) says cannot be read: write it as "
+            "postgresql://USER@HOST:PORT/DATABASE or 'host=HOST dbname=DATABASE'"
+        ) from None
+    return dsn
+
+
+def _debug(ctx: typer.Context, value: bool) -> bool:
+    invocation: Invocation = ctx.obj
+    invocation.debug = invocation.debug or value
+    return value
+
+
+_DSN_HELP: Final = (
+    "The Postgres to use: postgresql://USER@HOST/DATABASE (a password is better kept in ~/.pgpass). "
+    "Default: the embedded Postgres, which is started on demand."
+)
+_DEBUG_HELP: Final = "Show the traceback of an error."
+
+Dsn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--dsn", envvar=DSN_VARIABLE, metavar="DSN", callback=_dsn, help=_DSN_HELP, rich_help_panel=_CONNECTION
+    ),
+]
+RootDsn: TypeAlias = Annotated[
+    str | None, typer.Option("--dsn", metavar="DSN", callback=_root_dsn, help="As after the command.")
+]
+Debug: TypeAlias = Annotated[
+    bool, typer.Option("--debug", callback=_debug, help=_DEBUG_HELP, rich_help_panel=_CONNECTION)
+]
+RootDebug: TypeAlias = Annotated[bool, typer.Option("--debug", callback=_debug, help="As after the command.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=_CONNECTION)]
+
+
+class DeploymentsKind(StrEnum):
+    """Which deployments there are."""
+
+    ANY = "any"
+    TABLE = "table"
+
+
+Deployments: TypeAlias = Annotated[
+    DeploymentsKind,
+    typer.Option(
+        "--deployments",
+        help="Which deployments there are: any id (they pull), or those of the table deployments.",
+    ),
+]
+
+
+def deployment_directory(kind: DeploymentsKind) -> Literal["table"] | None:
+    """Give the directory that an option names, as a registry takes it."""
+    return "table" if kind is DeploymentsKind.TABLE else None
+
+
+CommandId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The command's id, as create printed it.")]
+State: TypeAlias = Annotated[
+    CommandState, typer.Argument(metavar="STATE", parser=_state, help="The state to move it to.")
+]
+Result: TypeAlias = Annotated[
+    CommandState, typer.Argument(metavar="STATE", parser=_result, help="How it ended: SUCCEEDED, FAILED or EXPIRED.")
+]
+InitialState: TypeAlias = Annotated[
+    CommandState,
+    typer.Option(
+        "--state",
+        metavar="STATE",
+        parser=_state,
+        help="The state it begins in; PENDING_UPLOAD while its parameters are still on their way.",
+    ),
+]
+
+_INSTANT: Final = "INSTANT"
+
+At: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option("--at", parser=_instant, metavar=_INSTANT, help="The status it had then: 2026-11-24T10:00:00Z."),
+]
+Now: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option("--now", parser=_instant, metavar=_INSTANT, help="The time to go by. Default: the clock's."),
+]
+DispatchedAt: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option("--dispatched-at", parser=_instant, metavar=_INSTANT, help="When it went to its deployment."),
+]
+CompletedAt: TypeAlias = Annotated[
+    datetime | None, typer.Option("--completed-at", parser=_instant, metavar=_INSTANT, help="When it was done.")
+]
+Deadline: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option(
+        "--deadline",
+        parser=_deadline,
+        metavar="INSTANT|DURATION",
+        help="When it expires: 2026-11-24T10:00:00Z, or 30m, 2h, 1d12h from now. Default: never.",
+    ),
+]
+RequestSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--request-size-bytes", min=0, metavar="BYTES", help="How large its request is."),
+]
+ResponseSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--response-size-bytes", min=0, metavar="BYTES", help="How large its response is."),
+]
+ErrorValue: TypeAlias = Annotated[
+    Any, typer.Option("--error", parser=_json, metavar="JSON", help="What went wrong, as any JSON value.")
+]
+
+Actor: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--actor",
+        metavar="NAME",
+        help="Who does it, for the audit trail. Default: cli: and your user name, such as cli:ada.",
+        rich_help_panel=_CONTEXT,
+    ),
+]
+RequestId: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--request-id", metavar="ID", help="The request it is done for.", rich_help_panel=_CONTEXT),
+]
+Traceparent: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--traceparent", metavar="TRACE", help="The W3C trace context it is done in.", rich_help_panel=_CONTEXT
+    ),
+]
+
+
+def context(actor: str | None, request_id: str | None, traceparent: str | None) -> EventContext:
+    """Make the context that a write is recorded with.
+
+    Raises:
+        InvalidCommand: one of them cannot be accepted.
+    """
+    who = f"cli:{user_name() or 'unknown'}" if actor is None else actor
+    return accept(EventContext, actor=who, request_id=request_id, traceparent=traceparent)
