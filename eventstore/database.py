@@ -1,7 +1,8 @@
 """Connections to one Postgres, and running plans over them."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -34,6 +35,11 @@ _CONNECTION_DEFAULTS: Final = {
 }
 
 
+# For how long the pool tries to connect by itself, in seconds. Its pauses double, and would come to minutes while the
+# server is back already; so it gives up early, and whoever waits for a connection lets it begin anew.
+_POOL_PATIENCE: Final = 2.0
+
+
 def _connection_settings(dsn: str) -> dict[str, Any]:
     return {"autocommit": True, **_CONNECTION_DEFAULTS, **conninfo_to_dict(dsn)}
 
@@ -56,7 +62,12 @@ class Database:
     def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
         self._timeout = timeout
         self._pool = ConnectionPool(
-            kwargs=_connection_settings(dsn), min_size=1, max_size=pool_size, open=False, name="command-registry"
+            kwargs=_connection_settings(dsn),
+            min_size=1,
+            max_size=pool_size,
+            open=False,
+            name="command-registry",
+            reconnect_timeout=_POOL_PATIENCE,
         )
 
     def __enter__(self) -> Self:
@@ -87,13 +98,19 @@ class Database:
     @contextmanager
     def _lend(self, timeout: float) -> Iterator[Connection[Any]]:
         try:
-            connection = self._pool.getconn(max(timeout, 0.0))
+            connection = self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
             raise _not_lent(error, self._timeout) from error
         try:
             yield connection
         finally:
             self._pool.putconn(connection)
+
+    def _get(self, deadline: float) -> Connection[Any]:
+        while (left := deadline - time.monotonic()) > _POOL_PATIENCE:
+            with suppress(PoolTimeout):
+                return self._pool.getconn(_POOL_PATIENCE)
+        return self._pool.getconn(max(left, 0.0))
 
 
 class AsyncDatabase:
@@ -108,7 +125,12 @@ class AsyncDatabase:
     def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
         self._timeout = timeout
         self._pool = AsyncConnectionPool(
-            kwargs=_connection_settings(dsn), min_size=1, max_size=pool_size, open=False, name="command-registry"
+            kwargs=_connection_settings(dsn),
+            min_size=1,
+            max_size=pool_size,
+            open=False,
+            name="command-registry",
+            reconnect_timeout=_POOL_PATIENCE,
         )
 
     async def __aenter__(self) -> Self:
@@ -142,13 +164,19 @@ class AsyncDatabase:
     @asynccontextmanager
     async def _lend(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - the pool's own
         try:
-            connection = await self._pool.getconn(max(timeout, 0.0))
+            connection = await self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
             raise _not_lent(error, self._timeout) from error
         try:
             yield connection
         finally:
             await self._pool.putconn(connection)
+
+    async def _get(self, deadline: float) -> AsyncConnection[Any]:
+        while (left := deadline - time.monotonic()) > _POOL_PATIENCE:
+            with suppress(PoolTimeout):
+                return await self._pool.getconn(_POOL_PATIENCE)
+        return await self._pool.getconn(max(left, 0.0))
 
 
 C = TypeVar("C", Connection[Any], AsyncConnection[Any])

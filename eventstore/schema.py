@@ -28,8 +28,8 @@ def installed_version() -> Plan[int | None]:
     rows = yield Step(queries.SCHEMA_IS_THERE)
     if not rows[0][0]:
         return None
-    rows = yield Step(queries.SCHEMA_VERSION)
-    return int(rows[0][0])
+    [(version,)] = yield Step(queries.SCHEMA_VERSION)
+    return None if version is None else int(version)
 
 
 def migrate() -> Plan[None]:
@@ -63,6 +63,8 @@ def check() -> Plan[None]:
 
 def _check_server() -> Plan[None]:
     [(encoding, version)] = yield Step(queries.ENCODING)
+    if isinstance(encoding, bytes):  # as text comes from a database in SQL_ASCII
+        encoding = encoding.decode()
     if version < OLDEST_SERVER * 10_000:
         raise SchemaMismatch(f"the server is Postgres {version // 10_000}", f"use Postgres {OLDEST_SERVER} or newer")
     if encoding != "UTF8":

@@ -123,6 +123,11 @@ class _Execution(Generic[T]):
         elif step is not None and step.writes:
             self.throw(Lost(str(error)))
 
+    def lost(self, reconnect: "_Reconnect", deadline: float) -> None:
+        """Go on over another connection, or tell the plan that there is no time left for one."""
+        if time.monotonic() >= deadline:
+            self.throw(Unavailable(f"connection lost, and no time left for another one: {reconnect.__cause__}"))
+
 
 def _is_lost(connection: AnyConnection, error: psycopg.Error) -> bool:
     return connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown | errors.CannotConnectNow)
@@ -160,8 +165,8 @@ def run(connections: Connections, plan: Plan[T], timeout: float) -> T:
         try:
             with connections(deadline - time.monotonic()) as connection:
                 _drive(connection, execution)
-        except _Reconnect:
-            continue
+        except _Reconnect as lost:
+            execution.lost(lost, deadline)
         except Unavailable as error:
             execution.throw(error)
     return execution.result
@@ -206,8 +211,8 @@ async def arun(connections: AsyncConnections, plan: Plan[T], timeout: float) -> 
         try:
             async with connections(deadline - time.monotonic()) as connection:
                 await _adrive(connection, execution)
-        except _Reconnect:
-            continue
+        except _Reconnect as lost:
+            execution.lost(lost, deadline)
         except Unavailable as error:
             execution.throw(error)
     return execution.result

@@ -115,16 +115,19 @@ def migrate(table: Table[S], progress: Callable[[int], None] = lambda _: None) -
     """Create what is missing of a read model; build it from the log when its table was not there."""
     [(exists,)] = yield Step(queries.TABLE_EXISTS, (table.full_name,))
     [(registered,)] = yield Step(queries.IS_REGISTERED, (table.projection.name, table.projection.version))
-    if exists and registered:
-        return
-    yield from _in_transaction(list(table.create()))
-    yield from build(table, progress)
+    if not (exists and registered):
+        yield from _in_transaction(list(table.create()))
+        yield from build(table, progress)
+        yield from _put_in_force(table)
+    yield from _in_transaction(list(table.grant()))  # each time: the roles may have come since
+
+
+def _put_in_force(table: Table[S]) -> Plan[None]:
     yield Step(queries.BEGIN)
     yield Step(queries.LOCK_MIGRATIONS)
     [(in_force,)] = yield Step(queries.REGISTER, (table.projection.name, table.projection.version))
     if in_force:
-        for statement in table.create_view():
-            yield Step(statement, None)
+        yield Step(table.create_view(), None)
     yield Step(queries.COMMIT)
 
 

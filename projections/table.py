@@ -33,20 +33,26 @@ class Table(Generic[S]):
         return f"{SCHEMA}.{self.name}"
 
     def create(self) -> Iterator[Composed]:
-        """Give the statements that create what is missing of the table, its indexes and its grants."""
+        """Give the statements that create what is missing of the table and its indexes."""
         columns = [SQL("{} {}").format(Identifier(name), SQL(kind)) for name, kind in self.projection.columns.items()]
         yield self._sql(queries.CREATE_TABLE, columns=SQL(", ").join(columns))
         for index in self.projection.indexes:
             name = Identifier("_".join([self.name, *index.columns]))
             statement = self._sql(queries.CREATE_INDEX, index=name, columns=_identifiers(index.columns))
             yield statement if index.where is None else statement + SQL(" WHERE ") + SQL(index.where)
-        yield self._sql(queries.GRANT)
 
-    def create_view(self) -> Iterator[Composed]:
-        """Give the statements that point the projection's view to this table."""
-        view = Identifier(SCHEMA, self.projection.name)
-        yield self._sql(queries.CREATE_VIEW, view=view, columns=_identifiers(self._columns))
-        yield SQL(queries.GRANT).format(table=view)
+    def create_view(self) -> Composed:
+        """Give the statement that points the projection's view to this table."""
+        return self._sql(queries.CREATE_VIEW, view=self._view, columns=_identifiers(self._columns))
+
+    def grant(self) -> Iterator[Composed]:
+        """Give the statements that grant the rights on table and view to the roles that there are."""
+        yield self._sql(queries.GRANT)
+        yield SQL(queries.GRANT).format(table=self._view)
+
+    @property
+    def _view(self) -> Identifier:
+        return Identifier(SCHEMA, self.projection.name)
 
     @cached_property
     def upsert(self) -> Composed:

@@ -18,9 +18,11 @@ __all__ = ["demo", "rpc"]
     "command-registry demo --commands 1000 --seed 7",
 )
 def demo(
-    commands: Annotated[int, typer.Option("--commands", min=1, metavar="N", help="How many commands.")] = 300,
+    commands: Annotated[
+        int, typer.Option("--commands", min=1, max=100_000, metavar="N", help="How many commands, up to 100000.")
+    ] = 300,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Repeat the day of a seed. Default: a new day.")
+        int | None, typer.Option("--seed", min=0, metavar="N", help="Repeat the day of a seed. Default: a new day.")
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,

@@ -27,7 +27,10 @@ def server_account() -> Account | None:
     if not is_root():
         return None
     account = _find() or _create()
-    status, output = run(["/bin/sh", "-c", ":"], account)  # an OSError when this root may not change its user
+    try:
+        status, output = run(["/bin/sh", "-c", ":"], account)
+    except OSError as error:  # a root that may not change its user
+        status, output = 1, str(error)
     if status != 0:
         raise EmbeddedPostgresError(
             f"cannot run a program as the account {ACCOUNT!r}: {output.strip()}; or {OWN_POSTGRES}"

@@ -1,0 +1,88 @@
+"""From a line to its answer: requests and batches, run concurrently on a registry."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pydantic import JsonValue
+
+from registry.protocol import AsyncCommandRegistry
+from registry.rpc.faults import EXPECTED, refusal
+from registry.rpc.messages import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    Request,
+    RpcError,
+    error_answer,
+    joined,
+    parse,
+    read_id,
+    read_request,
+    result_answer,
+)
+from registry.rpc.methods import METHODS
+
+__all__ = ["MAX_IN_FLIGHT", "Dispatcher"]
+
+MAX_IN_FLIGHT: Final = 64
+"""How many messages are worked on at once, and how many calls."""
+
+_log = logging.getLogger("registry.rpc")
+
+
+class Dispatcher:
+    """Answers messages by calls of a registry, at most `max_calls` at once."""
+
+    def __init__(self, registry: AsyncCommandRegistry, max_calls: int = MAX_IN_FLIGHT) -> None:
+        self._registry = registry
+        self._slots = asyncio.Semaphore(max_calls)
+
+    async def answer(self, line: bytes) -> bytes | None:
+        """Answer one line; None when it asks for no answer."""
+        try:
+            message = parse(line)
+        except RpcError as error:
+            return error_answer(None, error)
+        if message == []:
+            return error_answer(None, RpcError(INVALID_REQUEST, "an empty batch"))
+        if isinstance(message, list):
+            return await self._batch(message)
+        async with self._slots:
+            return await self._single(message)
+
+    async def _batch(self, messages: list[JsonValue]) -> bytes | None:
+        async with asyncio.TaskGroup() as group:
+            # A task is made only when it may run: a long batch costs no more than a short one.
+            tasks = [await self._start(message, group) for message in messages]
+        answers = [answer for task in tasks if (answer := task.result()) is not None]
+        return joined(answers) if answers else None
+
+    async def _start(self, message: JsonValue, group: asyncio.TaskGroup) -> asyncio.Task[bytes | None]:
+        await self._slots.acquire()
+        task = group.create_task(self._single(message))
+        task.add_done_callback(lambda _: self._slots.release())
+        return task
+
+    async def _single(self, message: JsonValue) -> bytes | None:
+        request_id, is_notification = read_id(message), False
+        try:
+            request = read_request(message)
+            is_notification = request.is_notification
+            answer = result_answer(request_id, await self._call(request))
+        except RpcError as error:
+            answer = error_answer(request_id, error)
+        except EXPECTED as error:
+            answer = error_answer(request_id, refusal(error))
+        except Exception:
+            _log.exception("a request failed")
+            answer = error_answer(request_id, RpcError(INTERNAL_ERROR))
+        return None if is_notification else answer
+
+    async def _call(self, request: Request) -> object:
+        method = METHODS.get(request.method)
+        if method is None:
+            raise RpcError(METHOD_NOT_FOUND, repr(request.method))
+        call: Callable[..., Awaitable[object]] = getattr(self._registry, method.name)
+        return await call(**method.arguments(request.params))
