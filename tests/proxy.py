@@ -98,7 +98,7 @@ class Proxy:
 
     def dsn(self, dsn: str) -> str:
         """Give the DSN of the same database through this proxy."""
-        return make_conninfo(dsn, host="127.0.0.1", port=self.port, sslmode="disable")
+        return make_conninfo(dsn, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
 
     def fail_at(self, marker: bytes, fault: Fault, times: int = 1) -> None:
         """Let the next requests that hold the marker go wrong."""

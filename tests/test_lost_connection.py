@@ -255,14 +255,15 @@ def test_a_server_that_comes_back_before_the_deadline_is_not_missed(registry: Re
         assert call.result() == 2
 
 
-def test_a_server_that_comes_back_after_a_while_is_found_within_seconds(registry: Registry, proxy: Proxy) -> None:
+def test_a_server_that_comes_back_after_a_while_is_found_within_seconds(open_through: Opened, proxy: Proxy) -> None:
+    registry = open_through(timeout=20.0, pool_size=1)
     command_id = create(registry)
     proxy.hang_up()
     with ThreadPoolExecutor(1) as thread:
         call = thread.submit(registry.increment_attempt, command_id)
-        until(lambda: proxy.hung_up_on >= 6)  # by now a pool that doubles its pauses would make one of four seconds
+        until(lambda: proxy.hung_up_on >= 3)  # who doubles the pauses makes one of four seconds now
         proxy.come_back()
-        assert call.result(timeout=3.5) == 2
+        assert call.result(timeout=3.4) == 2
 
 
 @pytest.mark.xfail(reason="no statement has a deadline yet: a server that hangs holds its caller as long as it likes")

@@ -41,6 +41,7 @@ from tests.rpc_client import RpcCommandRegistry, child_argv
 pytestmark = pytest.mark.timeout(60)
 
 NOW = "2026-11-24T10:00:00.123456Z"
+LONGEST_END_SECONDS = 30
 UNKNOWN = "cmd_0000000000000000000000000000"
 
 
@@ -95,8 +96,12 @@ class Child:
 
     def rest(self) -> tuple[list[Any], int]:
         assert self.process.stdout is not None
+        watchdog = threading.Timer(LONGEST_END_SECONDS, self.process.kill)
+        watchdog.start()
         answers = [json.loads(line) for line in self.process.stdout]
-        return answers, self.process.wait()
+        code = self.process.wait()
+        watchdog.cancel()
+        return answers, code
 
 
 def request(method: str, params: Any = None, request_id: Any = 1, **members: Any) -> str:
