@@ -32,7 +32,9 @@ CREATE TABLE IF NOT EXISTS command_registry.schema_versions (
 -- * json, not jsonb: the text stored is the text hashed and the text read back.
 -- * hash: SHA-256 over the event and the hash of the one before it (eventstore/hashing.py says how).
 -- * (transaction_id, position) is the order of the log. A reader takes only transactions below the oldest one under
---   way, so that a transaction which commits late is never skipped.
+--   way, so that a transaction which commits late is never skipped. (transaction_id is that of the event's own
+--   transaction, or of the event before it in the stream where that is later: streams stay in order.)
+-- * Instants are finite and in the years that RFC 3339 can write.
 -- * No identity column, generated column or foreign key: the table may be distributed by stream_id.
 
 CREATE SEQUENCE IF NOT EXISTS command_registry.events_position_seq AS bigint;
@@ -42,13 +44,15 @@ CREATE TABLE IF NOT EXISTS command_registry.events (
     version int NOT NULL CHECK (version >= 1),
     type text NOT NULL,
     schema_version smallint NOT NULL,
-    occurred_at timestamptz(6) NOT NULL,
+    occurred_at timestamptz(6) NOT NULL
+        CHECK (occurred_at >= '0001-01-01 00:00:00+00' AND occurred_at < '10000-01-01 00:00:00+00'),
     data json NOT NULL,
     metadata json NOT NULL,
     hash bytea NOT NULL CHECK (octet_length(hash) = 32),
     position bigint NOT NULL DEFAULT nextval('command_registry.events_position_seq'),
     transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp()
+        CHECK (recorded_at >= '0001-01-01 00:00:00+00' AND recorded_at < '10000-01-01 00:00:00+00'),
     PRIMARY KEY (stream_id, version)
 );
 

@@ -1,5 +1,6 @@
 """Connections to one Postgres, and running plans over them."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -13,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTi
 
 from eventstore.errors import Unavailable
 from eventstore.steps import Plan, arun, run
+from eventstore.watch import Watch, cut
 
 __all__ = ["DEFAULT_TIMEOUT", "AsyncDatabase", "Database"]
 
@@ -61,6 +63,7 @@ class Database:
 
     def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
         self._timeout = timeout
+        self._watch = Watch()
         self._pool = ConnectionPool(
             kwargs=_connection_settings(dsn),
             min_size=1,
@@ -84,15 +87,20 @@ class Database:
         except psycopg.OperationalError as error:
             raise Unavailable(f"cannot connect to Postgres: {error}") from error
         self._pool.open()
+        self._watch.open()
 
     def close(self) -> None:
         """Close every connection."""
+        self._watch.close()
         self._pool.close()
 
-    def run(self, plan: Plan[T], connection: Connection[Any] | None = None) -> T:
-        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins."""
+    def run(self, plan: Plan[T], connection: Connection[Any] | None = None, *, lasting: bool = False) -> T:
+        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins.
+
+        Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
+        """
         if connection is None:
-            return run(self._lend, plan, self._timeout)
+            return run(self._lend if lasting else self._lend_until, plan, self._timeout)
         return run(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
 
     @contextmanager
@@ -105,6 +113,12 @@ class Database:
             yield connection
         finally:
             self._pool.putconn(connection)
+
+    @contextmanager
+    def _lend_until(self, timeout: float) -> Iterator[Connection[Any]]:
+        deadline = time.monotonic() + timeout
+        with self._lend(timeout) as connection, self._watch.over(connection, deadline):
+            yield connection
 
     def _get(self, deadline: float) -> Connection[Any]:
         while (left := deadline - time.monotonic()) > _POOL_PATIENCE:
@@ -155,10 +169,13 @@ class AsyncDatabase:
         """Close every connection."""
         await self._pool.close()
 
-    async def run(self, plan: Plan[T], connection: AsyncConnection[Any] | None = None) -> T:
-        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins."""
+    async def run(self, plan: Plan[T], connection: AsyncConnection[Any] | None = None, *, lasting: bool = False) -> T:
+        """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins.
+
+        Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
+        """
         if connection is None:
-            return await arun(self._lend, plan, self._timeout)
+            return await arun(self._lend if lasting else self._lend_until, plan, self._timeout)
         return await arun(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
 
     @asynccontextmanager
@@ -171,6 +188,17 @@ class AsyncDatabase:
             yield connection
         finally:
             await self._pool.putconn(connection)
+
+    @asynccontextmanager
+    async def _lend_until(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - as `_lend`
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        async with self._lend(timeout) as connection:
+            watch = loop.call_at(deadline, cut, connection)
+            try:
+                yield connection
+            finally:
+                watch.cancel()
 
     async def _get(self, deadline: float) -> AsyncConnection[Any]:
         while (left := deadline - time.monotonic()) > _POOL_PATIENCE:

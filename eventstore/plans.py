@@ -133,8 +133,8 @@ def check_limit(limit: int) -> int:
 
 def event_params(events: Sequence[StreamEvent], end: StreamEnd | None) -> tuple[list[object], ...]:
     """Give the parameters of `queries.INSERT_EVENTS`, for events that follow a stream's end."""
-    previous = [end.hash if end else None, *(None for _ in events[1:])]
-    return (*_columns(events), list(previous))
+    end_version, end_hash = end or (0, None)
+    return (*_columns(events), [end_version] * len(events), [end_hash] * len(events))
 
 
 def _columns(events: Sequence[StreamEvent]) -> Iterator[list[object]]:

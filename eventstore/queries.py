@@ -17,12 +17,15 @@ _EVENT_COLUMNS: Final[LiteralString] = """
     recorded_at AT TIME ZONE 'UTC'
 """
 
-# The primary key refuses a version that is there already. The NOT NULL of `hash` refuses one whose predecessor is not
-# there: a state remembered from a transaction that rolled back, or from a server that failed over, leaves no gap.
-# `previous_hash` is NULL for a stream's first event, and for one that follows another of the same statement.
+# The primary key refuses a version that is there already. The NOT NULL of `hash` refuses events whose stream does not
+# end where the writer believes (end_version 0: it is empty): a state remembered from a transaction that rolled back, or
+# from a server that failed over, leaves no gap.
+# An event is filed under its own transaction or that of the event before it, whichever is later: so the order of the
+# log never contradicts that of a stream, not even when an old transaction adds to a stream that a younger one began.
+# (Readers wait for both to end, so nothing is skipped.)
 INSERT_EVENTS: Final[LiteralString] = """
     INSERT INTO command_registry.events
-        (stream_id, version, type, schema_version, occurred_at, data, metadata, hash)
+        (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, transaction_id)
     SELECT
         new.stream_id,
         new.version,
@@ -31,17 +34,8 @@ INSERT_EVENTS: Final[LiteralString] = """
         new.occurred_at,
         new.data::json,
         new.metadata::json,
-        CASE
-            WHEN new.previous_hash IS NULL
-                OR EXISTS (
-                    SELECT
-                    FROM ONLY command_registry.events AS previous
-                    WHERE previous.stream_id = new.stream_id
-                        AND previous.version = new.version - 1
-                        AND previous.hash = new.previous_hash
-                )
-            THEN new.hash
-        END
+        CASE WHEN new.end_version = 0 OR stream_end.transaction_id IS NOT NULL THEN new.hash END,
+        greatest(pg_current_xact_id(), stream_end.transaction_id)
     FROM unnest(
         %s::text[],
         %s::int[],
@@ -51,8 +45,17 @@ INSERT_EVENTS: Final[LiteralString] = """
         %s::text[],
         %s::text[],
         %s::bytea[],
+        %s::int[],
         %s::bytea[]
-    ) AS new (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, previous_hash)
+    ) AS new (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, end_version, end_hash)
+    LEFT JOIN LATERAL (
+        SELECT stored.transaction_id
+        FROM ONLY command_registry.events AS stored
+        WHERE stored.stream_id = new.stream_id
+            AND stored.version = new.end_version
+            AND stored.hash = new.end_hash
+        LIMIT 1
+    ) AS stream_end ON true
     ORDER BY new.stream_id COLLATE "C", new.version
     RETURNING
         stream_id,

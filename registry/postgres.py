@@ -136,7 +136,7 @@ class PostgresCommandRegistry(RegistryCalls):
         Raises:
             SchemaMismatch: the database cannot hold this registry, or holds one of a later version.
         """
-        self.database.run(plans.migrate(progress))
+        self.database.run(plans.migrate(progress), lasting=True)
 
     def _create(self, call: NewCommand, context: EventContext, connection: Connection[Any] | None) -> CommandStatus:
         find = self._find_deployment(call.deployment_id)
@@ -169,7 +169,7 @@ class PostgresCommandRegistry(RegistryCalls):
 
         `progress` is told how many events each page had. Memory does not grow with the log.
         """
-        return self.database.run(audit.verification(progress))
+        return self.database.run(audit.verification(progress), lasting=True)
 
     def export(self, after: LogPosition = LOG_START) -> Iterator[RecordedEvent]:
         """Read the log in commit order, after a position; an event waits for all that may come before it."""
@@ -284,7 +284,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         Raises:
             SchemaMismatch: the database cannot hold this registry, or holds one of a later version.
         """
-        await self.database.run(plans.migrate(progress))
+        await self.database.run(plans.migrate(progress), lasting=True)
 
     async def _create(
         self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None
@@ -319,7 +319,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
 
         `progress` is told how many events each page had. Memory does not grow with the log.
         """
-        return await self.database.run(audit.verification(progress))
+        return await self.database.run(audit.verification(progress), lasting=True)
 
     async def export(self, after: LogPosition = LOG_START) -> AsyncIterator[RecordedEvent]:
         """Read the log in commit order, after a position; an event waits for all that may come before it."""

@@ -13,7 +13,11 @@ class Synchronous:
         self._registry = registry
         self._runner = asyncio.Runner()
         if hasattr(registry, "connect"):
-            self._runner.run(registry.connect())
+            try:
+                self._runner.run(registry.connect())
+            except BaseException:
+                self._runner.close()
+                raise
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._registry, name)

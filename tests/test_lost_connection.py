@@ -266,7 +266,6 @@ def test_a_server_that_comes_back_after_a_while_is_found_within_seconds(open_thr
         assert call.result(timeout=3.4) == 2
 
 
-@pytest.mark.xfail(reason="no statement has a deadline yet: a server that hangs holds its caller as long as it likes")
 @pytest.mark.parametrize("write", [False, True])
 def test_a_call_to_a_server_that_has_fallen_silent_ends_with_its_deadline(
     hasty: Registry, proxy: Proxy, connection: psycopg.Connection[Any], write: bool
