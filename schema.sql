@@ -7,6 +7,7 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
+SET LOCAL search_path = pg_catalog, pg_temp;  -- so that nobody's functions stand in for the server's own
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '10s';
 
@@ -49,7 +50,7 @@ CREATE TABLE IF NOT EXISTS command_registry.events (
     data json NOT NULL,
     metadata json NOT NULL,
     hash bytea NOT NULL CHECK (octet_length(hash) = 32),
-    position bigint NOT NULL DEFAULT nextval('command_registry.events_position_seq'),
+    position bigint NOT NULL DEFAULT nextval('command_registry.events_position_seq'::regclass),
     transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp()
         CHECK (recorded_at >= '0001-01-01 00:00:00+00' AND recorded_at < '10000-01-01 00:00:00+00'),
@@ -132,7 +133,7 @@ CREATE TABLE IF NOT EXISTS command_registry.idempotency_keys (
 
 
 -- The read models: which versions of a projection have a table, and which one is in force (the view points to it).
--- (transaction_id, position): how far a table has followed the log; NULL for one that is written by every append.
+-- (transaction_id, position): how far a table that follows the log has come; NULL for one that every append writes.
 
 CREATE TABLE IF NOT EXISTS command_registry.projections (
     name text NOT NULL,
@@ -184,7 +185,11 @@ BEGIN
     IF to_regrole('command_registry_writer') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA command_registry TO command_registry_writer;
         GRANT SELECT ON command_registry.schema_versions, command_registry.projections TO command_registry_writer;
-        GRANT SELECT, INSERT ON command_registry.events, command_registry.idempotency_keys TO command_registry_writer;
+        GRANT SELECT ON command_registry.events, command_registry.idempotency_keys TO command_registry_writer;
+        -- Not of position, recorded_at and created_at: the server alone says when and where something was written.
+        GRANT INSERT (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, transaction_id)
+            ON command_registry.events TO command_registry_writer;
+        GRANT INSERT (key, arguments_hash, command_id) ON command_registry.idempotency_keys TO command_registry_writer;
         GRANT USAGE ON SEQUENCE command_registry.events_position_seq TO command_registry_writer;
         GRANT SELECT, INSERT, UPDATE, DELETE ON command_registry.deployments TO command_registry_writer;
     END IF;

@@ -5,6 +5,7 @@ from eventstore.database import AsyncDatabase, Database
 from eventstore.errors import (
     Conflict,
     EventStoreError,
+    InvalidDsn,
     InvalidEvent,
     OutcomeUnknown,
     SchemaMismatch,
@@ -28,6 +29,7 @@ __all__ = [
     "EventStore",
     "EventStoreError",
     "EventType",
+    "InvalidDsn",
     "InvalidEvent",
     "LogPosition",
     "MemoryEventStore",

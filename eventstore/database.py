@@ -10,13 +10,14 @@ from typing import Any, Final, Self, TypeVar
 import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
-from eventstore.errors import Unavailable
+from eventstore.errors import InvalidDsn, Unavailable
 from eventstore.steps import Plan, arun, run
 from eventstore.watch import Watch, cut
 
-__all__ = ["DEFAULT_TIMEOUT", "AsyncDatabase", "Database"]
+__all__ = ["DEFAULT_POOL_SIZE", "DEFAULT_TIMEOUT", "AsyncDatabase", "Database", "parse_dsn"]
 
 T = TypeVar("T")
 
@@ -42,13 +43,40 @@ _CONNECTION_DEFAULTS: Final = {
 _POOL_PATIENCE: Final = 2.0
 
 
-def _connection_settings(dsn: str) -> dict[str, Any]:
-    return {"autocommit": True, **_CONNECTION_DEFAULTS, **conninfo_to_dict(dsn)}
+# What the plans rely on, whatever the database's or the user's own defaults are.
+_SESSION: Final = r"-c default_transaction_isolation=read\ committed -c search_path=pg_catalog,pg_temp"
+
+# A write that waits for another transaction gives up, and says so, before its deadline comes.
+_LOCK_SHARE: Final = 0.8
 
 
-def _not_lent(error: Exception, timeout: float) -> Unavailable:
+def parse_dsn(dsn: str) -> dict[str, Any]:
+    """Read a connection string.
+
+    Raises:
+        InvalidDsn: it is none; the error does not repeat it.
+    """
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except psycopg.ProgrammingError:
+        raise InvalidDsn from None
+
+
+def _connection_settings(dsn: str, timeout: float) -> dict[str, Any]:
+    given = parse_dsn(dsn)
+    ours = f"{_SESSION} -c lock_timeout={max(1, int(timeout * _LOCK_SHARE * 1000))}"
+    options = " ".join(filter(None, [ours, given.pop("options", None)]))
+    return {"autocommit": True, **_CONNECTION_DEFAULTS, **given, "options": options}
+
+
+def _not_lent(error: Exception, timeout: float, pool: ConnectionPool[Any] | AsyncConnectionPool[Any]) -> Unavailable:
     if isinstance(error, PoolClosed):
-        return Unavailable("the registry is closed: open it first")
+        return Unavailable("this is closed: open it first")
+    stats = pool.get_stats()
+    if stats.get("pool_size", 0) >= pool.max_size and not stats.get("pool_available", 0):
+        return Unavailable(
+            f"all {pool.max_size} connections were busy for {timeout:.0f} s: raise pool_size, or call less"
+        )
     return Unavailable(f"no connection to Postgres within {timeout:.0f} s: {error.__cause__ or error}")
 
 
@@ -65,7 +93,7 @@ class Database:
         self._timeout = timeout
         self._watch = Watch()
         self._pool = ConnectionPool(
-            kwargs=_connection_settings(dsn),
+            kwargs=_connection_settings(dsn, timeout),
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -101,14 +129,14 @@ class Database:
         """
         if connection is None:
             return run(self._lend if lasting else self._lend_until, plan, self._timeout)
-        return run(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
+        return run(lambda _: nullcontext(_checked(connection, Connection)), plan, self._timeout)
 
     @contextmanager
     def _lend(self, timeout: float) -> Iterator[Connection[Any]]:
         try:
             connection = self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, self._timeout) from error
+            raise _not_lent(error, self._timeout, self._pool) from error
         try:
             yield connection
         finally:
@@ -139,7 +167,7 @@ class AsyncDatabase:
     def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
         self._timeout = timeout
         self._pool = AsyncConnectionPool(
-            kwargs=_connection_settings(dsn),
+            kwargs=_connection_settings(dsn, timeout),
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -176,14 +204,14 @@ class AsyncDatabase:
         """
         if connection is None:
             return await arun(self._lend if lasting else self._lend_until, plan, self._timeout)
-        return await arun(lambda _: nullcontext(_checked(connection)), plan, self._timeout)
+        return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, self._timeout)
 
     @asynccontextmanager
     async def _lend(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - the pool's own
         try:
             connection = await self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, self._timeout) from error
+            raise _not_lent(error, self._timeout, self._pool) from error
         try:
             yield connection
         finally:
@@ -210,7 +238,14 @@ class AsyncDatabase:
 C = TypeVar("C", Connection[Any], AsyncConnection[Any])
 
 
-def _checked(connection: C) -> C:
+def _checked(connection: C, kind: type[C]) -> C:
+    """Check that a caller's connection is one that plans can run over."""
+    if not isinstance(connection, kind):
+        raise TypeError(f"connection= must be a psycopg.{kind.__name__}, not {type(connection).__name__}")
     if connection.closed:
         raise Unavailable("the connection given as connection= is closed, and its transaction gone")
+    if connection.info.transaction_status == TransactionStatus.INERROR:
+        raise Unavailable("the transaction of connection= has failed already: roll it back first")
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise ValueError("connection= must not be in pipeline mode: a write here depends on the answer before it")
     return connection

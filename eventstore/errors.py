@@ -4,6 +4,7 @@ EventStoreError
 ├── Conflict                the stream has moved on; read its end and decide again
 ├── InvalidEvent            (ValueError) an event that the log could not keep for ever
 ├── UnknownEventType        (LookupError) a stored event that no registered type reads
+├── InvalidDsn              (ValueError) a connection string that cannot be read
 ├── SchemaMismatch          the database's schema is not the one this code was written for
 └── Unavailable             (ConnectionError) the server could not be reached, or was lost
     └── OutcomeUnknown      ... while a commit was in flight, and nobody could be asked since
@@ -12,6 +13,7 @@ EventStoreError
 __all__ = [
     "Conflict",
     "EventStoreError",
+    "InvalidDsn",
     "InvalidEvent",
     "OutcomeUnknown",
     "SchemaMismatch",
@@ -59,6 +61,17 @@ class UnknownEventType(EventStoreError, LookupError):
         )
 
 
+class InvalidDsn(EventStoreError, ValueError):
+    """A connection string that cannot be read; the message does not repeat it, since it may hold a password."""
+
+    def __init__(self) -> None:
+        """Say what one looks like."""
+        super().__init__(
+            "the DSN cannot be read: give postgresql://USER@HOST:PORT/DATABASE (special characters percent-encoded), "
+            "or host=... dbname=... user=..."
+        )
+
+
 class SchemaMismatch(EventStoreError):
     """The database's schema is missing, older or newer than this code needs."""
 
@@ -70,7 +83,10 @@ class SchemaMismatch(EventStoreError):
 
 
 class Unavailable(EventStoreError, ConnectionError):
-    """The server could not be reached within the deadline; nothing was written."""
+    """The server could not be reached, or did not answer, within the deadline.
+
+    Nothing was written, unless it is an `OutcomeUnknown`.
+    """
 
 
 class OutcomeUnknown(Unavailable):

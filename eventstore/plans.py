@@ -156,7 +156,7 @@ def recorded_event(row: Row) -> RecordedEvent:
         metadata,
         event_hash,
         position,
-        transaction_id,
+        int(transaction_id),
         recorded_at.replace(tzinfo=UTC),
     )
 
@@ -173,6 +173,6 @@ def _recorded(event: StreamEvent, row: Row) -> RecordedEvent:
         event.metadata,
         event.hash,
         position,
-        transaction_id,
+        int(transaction_id),
         recorded_at.replace(tzinfo=UTC),
     )

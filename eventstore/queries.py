@@ -13,7 +13,7 @@ _EVENT_COLUMNS: Final[LiteralString] = """
     metadata::text,
     hash,
     position,
-    transaction_id::text::bigint,
+    transaction_id::text,
     recorded_at AT TIME ZONE 'UTC'
 """
 
@@ -61,7 +61,7 @@ INSERT_EVENTS: Final[LiteralString] = """
         stream_id,
         version,
         position,
-        transaction_id::text::bigint AS transaction_id,
+        transaction_id::text AS transaction_id,
         recorded_at AT TIME ZONE 'UTC' AS recorded_at
 """
 
@@ -79,7 +79,7 @@ FIND_APPENDED: Final[LiteralString] = """
         version,
         hash,
         position,
-        transaction_id::text::bigint,
+        transaction_id::text,
         recorded_at AT TIME ZONE 'UTC'
     FROM ONLY command_registry.events
     WHERE stream_id = %s

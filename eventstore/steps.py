@@ -1,4 +1,4 @@
-"""Operations as generators that do no I/O, and `run` and `arun`, the only two places that execute SQL.
+"""Operations as generators that do no I/O, and `run` and `arun`, the only two functions that execute SQL.
 
 An operation (a `Plan`) yields a `Step` and is sent the rows that the step gave. The same plan so serves threads and
 asyncio, and a test can step it by hand to force any race. What can go wrong is thrown into the plan at the step where
@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeAlias, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, Connection, errors
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Composed
 
 from eventstore.errors import EventStoreError, Unavailable
@@ -116,6 +117,8 @@ class _Execution(Generic[T]):
         step = self.step
         if isinstance(error, errors.UniqueViolation | errors.NotNullViolation):
             self.throw(Refused(error.diag.constraint_name or error.diag.column_name or ""))
+        elif isinstance(error, errors.LockNotAvailable):
+            self.throw(Unavailable(f"another transaction did not let go of what this write needs: {error}"))
         elif lost and in_transaction:
             raise Unavailable(f"connection lost, and the transaction with it: {error}") from error
         elif not lost:
@@ -177,7 +180,7 @@ def _drive(connection: Connection[Any], execution: _Execution[T]) -> None:
         in_transaction = _in_transaction(connection)
         try:
             with _savepoint(connection) if step.writes and in_transaction else nullcontext():
-                cursor = connection.cursor()
+                cursor = Cursor(connection, row_factory=tuple_row)  # whatever the caller's connection makes
                 cursor.execute(step.sql, step.params, binary=step.params is not None)
                 rows = cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
@@ -199,6 +202,7 @@ def _savepoint(connection: Connection[Any]) -> Iterator[None]:
     except psycopg.Error as error:
         if not _is_lost(connection, error):
             connection.execute(_ROLLBACK)
+            connection.execute(_RELEASE)
         raise
     connection.execute(_RELEASE)
 
@@ -223,7 +227,7 @@ async def _adrive(connection: AsyncConnection[Any], execution: _Execution[T]) ->
         in_transaction = _in_transaction(connection)
         try:
             async with _asavepoint(connection) if step.writes and in_transaction else nullcontext():
-                cursor = connection.cursor()
+                cursor = AsyncCursor(connection, row_factory=tuple_row)
                 await cursor.execute(step.sql, step.params, binary=step.params is not None)
                 rows = await cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
@@ -245,5 +249,6 @@ async def _asavepoint(connection: AsyncConnection[Any]) -> AsyncIterator[None]:
     except psycopg.Error as error:
         if not _is_lost(connection, error):
             await connection.execute(_ROLLBACK)
+            await connection.execute(_RELEASE)
         raise
     await connection.execute(_RELEASE)

@@ -23,7 +23,7 @@ __all__ = ["Also", "Loaded", "append", "build", "check", "load", "migrate", "rea
 
 S = TypeVar("S")
 
-PAGE = 5_000
+PAGE = 1_000  # events: at most some hundred MB, were each as large as can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ def migrate(table: Table[S], progress: Callable[[int], None] = lambda _: None) -
 
 def _put_in_force(table: Table[S]) -> Plan[None]:
     yield Step(queries.BEGIN)
+    yield Step(queries.TRUSTED_PATH)
     yield Step(queries.LOCK_MIGRATIONS)
     [(in_force,)] = yield Step(queries.REGISTER, (table.projection.name, table.projection.version))
     if in_force:
@@ -146,6 +147,7 @@ def build(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> 
 
 def _in_transaction(statements: Sequence[Composed]) -> Plan[None]:
     yield Step(queries.BEGIN)
+    yield Step(queries.TRUSTED_PATH)
     yield Step(queries.LOCK_MIGRATIONS)
     for statement in statements:
         yield Step(statement, None)

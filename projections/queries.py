@@ -9,6 +9,10 @@ CREATE_TABLE: Final[LiteralString] = """
     )
 """
 
+READABLE_INSTANT: Final[LiteralString] = (
+    " CHECK ({column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00')"
+)
+
 CREATE_INDEX: Final[LiteralString] = "CREATE INDEX IF NOT EXISTS {index} ON {table} ({columns})"
 
 # For the roles that there are.
@@ -40,10 +44,11 @@ SELECT_ROW: Final[LiteralString] = "SELECT {selected} FROM ONLY {table} AS store
 SELECT_ROWS: Final[LiteralString] = "SELECT {selected} FROM ONLY {table} AS stored WHERE {key} = ANY(%s)"
 
 SELECT_ORPHANS: Final[LiteralString] = """
-    SELECT {key}
+    SELECT {key}, count(*) OVER ()
     FROM ONLY {table} AS stored
     WHERE NOT EXISTS (SELECT FROM ONLY command_registry.events WHERE stream_id = stored.{key})
     ORDER BY {key}
+    LIMIT %s
 """
 
 COUNT: Final[LiteralString] = "SELECT count(*) FROM ONLY {table}"
@@ -81,6 +86,7 @@ REGISTER: Final[LiteralString] = """
 CREATE_VIEW: Final[LiteralString] = "CREATE OR REPLACE VIEW {view} AS SELECT {columns} FROM {table}"
 
 BEGIN: Final[LiteralString] = "BEGIN ISOLATION LEVEL READ COMMITTED"
+TRUSTED_PATH: Final[LiteralString] = "SET LOCAL search_path = pg_catalog, pg_temp"
 COMMIT: Final[LiteralString] = "COMMIT"
 # The same lock as schema.sql takes: one migration at a time.
 LOCK_MIGRATIONS: Final[LiteralString] = "SELECT pg_advisory_xact_lock(7234017283807667300)"

@@ -32,9 +32,14 @@ class Table(Generic[S]):
         """The table's name with its schema."""
         return f"{SCHEMA}.{self.name}"
 
+    @property
+    def identifier(self) -> Identifier:
+        """The same, quoted, to make SQL of."""
+        return Identifier(SCHEMA, self.name)
+
     def create(self) -> Iterator[Composed]:
         """Give the statements that create what is missing of the table and its indexes."""
-        columns = [SQL("{} {}").format(Identifier(name), SQL(kind)) for name, kind in self.projection.columns.items()]
+        columns = [_defined(name, kind) for name, kind in self.projection.columns.items()]
         yield self._sql(queries.CREATE_TABLE, columns=SQL(", ").join(columns))
         for index in self.projection.indexes:
             name = Identifier("_".join([self.name, *index.columns]))
@@ -111,9 +116,7 @@ class Table(Generic[S]):
         return SQL(", ").join(_selected(name, kind) for name, kind in self.projection.columns.items())
 
     def _sql(self, template: LiteralString, **parts: Composable) -> Composed:
-        return SQL(template).format(
-            table=Identifier(SCHEMA, self.name), **{"key": Identifier(self._columns[0])} | parts
-        )
+        return SQL(template).format(table=self.identifier, **{"key": Identifier(self._columns[0])} | parts)
 
 
 def _identifiers(names: Iterable[str]) -> Composed:
@@ -121,6 +124,14 @@ def _identifiers(names: Iterable[str]) -> Composed:
 
 
 # Instants travel as UTC without a zone and JSON as its text, so that no setting of the session changes them.
+
+
+def _defined(name: str, kind: LiteralString) -> Composed:
+    """Define a column that holds only what Python can read: no infinite instant, no year 10000, no NaN."""
+    column = SQL("{} {}").format(Identifier(name), SQL(kind))
+    if kind.startswith("timestamptz"):
+        return column + SQL(queries.READABLE_INSTANT).format(column=Identifier(name))
+    return column + SQL(" CHECK ({} <> 'NaN')").format(Identifier(name)) if kind.startswith("numeric(") else column
 
 
 def _selected(name: str, kind: str) -> Composed:

@@ -17,7 +17,7 @@ __all__ = ["Report", "verify"]
 
 S = TypeVar("S")
 
-PAGE = 2_000
+PAGE = 1_000  # events: at most some hundred MB, were each as large as can be
 MOST_PROBLEMS = 1_000
 
 
@@ -100,8 +100,9 @@ def verify(table: Table[S], progress: Callable[[int], None] = lambda _: None) ->
         after = (page[-1].stream_id, page[-1].version)
         progress(len(page))
     yield from _compare(table, [stream] if stream else [], report)
-    for (key,) in (yield Step(table.select_orphans)):
-        report.add(Problem(key, None, f"has a row in {table.full_name}, and no events"))
+    orphans = yield Step(table.select_orphans, (MOST_PROBLEMS,))
+    report.add(*(Problem(key, None, f"has a row in {table.full_name}, and no events") for key, _ in orphans))
+    report.problem_count += orphans[0][1] - len(orphans) if orphans else 0
     [(report.rows,)] = yield Step(table.count)
     yield Step(queries.COMMIT)
     return report

@@ -1,6 +1,6 @@
 """Command Registry: what became of each remote command, as an append-only log of events in Postgres."""
 
-from eventstore.errors import Conflict, OutcomeUnknown, SchemaMismatch, Unavailable, UnknownEventType
+from eventstore.errors import Conflict, InvalidDsn, OutcomeUnknown, SchemaMismatch, Unavailable, UnknownEventType
 from registry.audit import Report, export_line
 from registry.context import command_context, current_context
 from registry.deployment_table import AsyncDeploymentTable, DeploymentTable
@@ -70,6 +70,7 @@ __all__ = [
     "IdempotencyConflict",
     "InvalidCommand",
     "InvalidCommandState",
+    "InvalidDsn",
     "InvalidTransition",
     "MemoryCommandRegistry",
     "NoTargets",

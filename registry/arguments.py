@@ -1,4 +1,4 @@
-"""From a call's arguments to the decision it asks for: everything is checked here, once, for every implementation."""
+"""From a call's arguments to the decision it asks for, once for every implementation; `models` has the rules."""
 
 from datetime import datetime
 

@@ -12,6 +12,7 @@ from eventstore.event import RecordedEvent
 from registry import answers, arguments, decider
 from registry.decider import Decide
 from registry.deployments import Deployment, resolve, running
+from registry.errors import CommandNotFound
 from registry.history import HistoryEntry, history_entry, moment, status_at
 from registry.lifecycle import CommandState
 from registry.models import (
@@ -183,7 +184,15 @@ class RegistryCalls(ABC):
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
         overdue = self._overdue(until, arguments.expire_limit(limit), connection)
-        return [command_id for command_id in overdue if self._decide(command_id, decide, context, connection)]
+        return [command_id for command_id in overdue if self._expire(command_id, decide, context, connection)]
+
+    def _expire(
+        self, command_id: str, decide: Decide[bool], context: EventContext | None, connection: Connection[Any] | None
+    ) -> bool:
+        try:
+            return self._decide(command_id, decide, context, connection)
+        except CommandNotFound:  # a row without events: for `verify` to tell of, and not to stop the others
+            return False
 
     def history(self, command_id: str) -> list[HistoryEntry]:
         """As `CommandRegistry.history`."""
@@ -348,7 +357,19 @@ class AsyncRegistryCalls(ABC):
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
         overdue = await self._overdue(until, arguments.expire_limit(limit), connection)
-        return [command_id for command_id in overdue if await self._decide(command_id, decide, context, connection)]
+        return [command_id for command_id in overdue if await self._expire(command_id, decide, context, connection)]
+
+    async def _expire(
+        self,
+        command_id: str,
+        decide: Decide[bool],
+        context: EventContext | None,
+        connection: AsyncConnection[Any] | None,
+    ) -> bool:
+        try:
+            return await self._decide(command_id, decide, context, connection)
+        except CommandNotFound:  # a row without events: for `verify` to tell of, and not to stop the others
+            return False
 
     async def history(self, command_id: str) -> list[HistoryEntry]:
         """As `AsyncCommandRegistry.history`."""

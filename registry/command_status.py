@@ -5,16 +5,18 @@ from types import MappingProxyType
 from typing import ClassVar, Final, LiteralString
 
 import orjson
+from psycopg.sql import SQL
 
 from eventstore.codec import encode_json
 from eventstore.event import StreamEvent
 from projections.projection import Index, Projection, Values
 from projections.table import Table
+from registry import queries
 from registry.decider import evolve
 from registry.events import CODEC
 from registry.models import CommandStatus, Target
 
-__all__ = ["COMMAND_STATUS", "CommandStatusProjection"]
+__all__ = ["COMMAND_STATUS", "SELECT_OVERDUE", "CommandStatusProjection"]
 
 # numeric(20): sizes go up to 2**64-1.
 _COLUMNS: Final[dict[LiteralString, LiteralString]] = {
@@ -78,3 +80,6 @@ class CommandStatusProjection(Projection[CommandStatus]):
 
 COMMAND_STATUS: Final = Table(CommandStatusProjection())
 """The table of the status projection."""
+
+SELECT_OVERDUE: Final = SQL(queries.OVERDUE).format(table=COMMAND_STATUS.identifier).as_bytes()
+"""The statement that finds so many commands whose deadline has passed by an instant."""

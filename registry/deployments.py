@@ -113,6 +113,7 @@ def resolve(deployment: Deployment, requested: str | None) -> ResolvedTarget:
     """Find the target that a command is for: the one asked for, or the only one there is.
 
     Raises:
+        InvalidCommand: what is asked for is no text.
         TargetIdInvalid: the id asked for holds a colon.
         TargetNotFound: the deployment has no target of the id asked for.
         NoTargets: none was asked for, and there is none to choose.
@@ -139,6 +140,8 @@ def _only_candidate(deployment: Deployment) -> Target:
 
 
 def _requested(deployment: Deployment, requested: str) -> Target:
+    if not isinstance(requested, str):
+        raise InvalidCommand("requested", f"must be text, not {type(requested).__name__}")
     if ":" in requested:
         raise TargetIdInvalid(deployment.id, f"target id {requested!r} must not hold a colon")
     if requested == OPERATOR:

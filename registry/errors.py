@@ -14,7 +14,7 @@ RegistryError
 ├── IdempotencyConflict         the key was used before, with other arguments
 └── EmbeddedPostgresError       the Postgres that comes with the package could not be started
 
-Every error has a `code`, the same on every face (JSON-RPC `data.code`, HTTP `code`). What the layers below raise
+Every error has a `code`, the same wherever it is told (as JSON-RPC's `data.code`, for one). What the layers below raise
 (`Unavailable`, `OutcomeUnknown`, `Conflict`, `SchemaMismatch`) is in `eventstore.errors`, and rises unchanged.
 """
 

@@ -92,6 +92,11 @@ class _Memory:
         self.statuses[command_id] = after
         return after
 
+    def status(self, command_id: str) -> CommandStatus | None:
+        """Read a status; the caller may do with its error as it likes."""
+        status = self.statuses.get(command_id)
+        return None if status is None else status.model_copy(deep=True)
+
     def overdue(self, now: datetime, limit: int) -> list[str]:
         with self.lock:
             passed = [
@@ -121,7 +126,7 @@ class MemoryCommandRegistry(RegistryCalls):
         return self._memory.write(command_id, decide, context)
 
     def _status(self, command_id: str) -> CommandStatus | None:
-        return self._memory.statuses.get(command_id)
+        return self._memory.status(command_id)
 
     def _events(self, command_id: str) -> Sequence[RecordedEvent]:
         return self._memory.store.read_stream(command_id)
@@ -157,7 +162,7 @@ class AsyncMemoryCommandRegistry(AsyncRegistryCalls):
         return self._memory.write(command_id, decide, context)
 
     async def _status(self, command_id: str) -> CommandStatus | None:
-        return self._memory.statuses.get(command_id)
+        return self._memory.status(command_id)
 
     async def _events(self, command_id: str) -> Sequence[RecordedEvent]:
         return self._memory.store.read_stream(command_id)

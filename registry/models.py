@@ -10,7 +10,6 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -98,7 +97,7 @@ Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
 """An id or a name: 1..255 characters, no control characters, no lone surrogates."""
 
 Instant: TypeAlias = Annotated[
-    AwareDatetime,
+    datetime,
     BeforeValidator(_instant_text),
     AfterValidator(_utc),
     PlainSerializer(_utc_text, return_type=str, when_used="json"),
@@ -258,8 +257,6 @@ def accept(model: type[M], **arguments: object) -> M:
         return model(**arguments)
     except ValidationError as error:
         raise _invalid(error, "") from None
-    except InvalidEvent as error:
-        raise InvalidCommand(error.field, error.problem) from None
 
 
 def check_instant_argument(field: str, value: object) -> datetime:

@@ -14,7 +14,7 @@ from eventstore.hashing import chain
 from eventstore.steps import Plan, Refused, Step
 from projections import plans as projections
 from registry import decider, queries
-from registry.command_status import COMMAND_STATUS
+from registry.command_status import COMMAND_STATUS, SELECT_OVERDUE
 from registry.decider import Decide
 from registry.deployments import Deployment, resolve, running
 from registry.errors import CommandNotFound, IdempotencyConflict
@@ -146,5 +146,5 @@ def events(command_id: str) -> Plan[list[RecordedEvent]]:
 
 def overdue(now: datetime, limit: int) -> Plan[list[str]]:
     """Find commands whose deadline has passed, the most overdue first."""
-    rows = yield Step(queries.OVERDUE, (now, limit))
+    rows = yield Step(SELECT_OVERDUE, (now, limit))
     return [command_id for (command_id,) in rows]

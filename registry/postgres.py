@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 from psycopg import AsyncConnection, Connection
 
 from eventstore.database import DEFAULT_POOL_SIZE, DEFAULT_TIMEOUT, AsyncDatabase, Database
-from eventstore.errors import Unavailable
+from eventstore.errors import SchemaMismatch, Unavailable
 from eventstore.event import LogPosition, RecordedEvent
 from eventstore.plans import read_log
 from eventstore.protocol import LOG_START
@@ -28,7 +28,7 @@ __all__ = ["AsyncPostgresCommandRegistry", "PostgresCommandRegistry"]
 R = TypeVar("R")
 InTable: TypeAlias = Literal["table"]
 
-EXPORT_PAGE: Final = 5_000
+EXPORT_PAGE: Final = 1_000
 _CLOSED: Final = "the registry is not open: use it as a context manager, or call connect() first"
 
 
@@ -75,6 +75,7 @@ class PostgresCommandRegistry(RegistryCalls):
 
         Raises:
             SchemaMismatch: the database has no registry, or one of another version; says the command to run.
+            InvalidDsn: the DSN cannot be read.
             Unavailable: the server cannot be reached.
             EmbeddedPostgresError: the embedded Postgres cannot be started here.
         """
@@ -90,12 +91,18 @@ class PostgresCommandRegistry(RegistryCalls):
             dsn = self._server.dsn if self._server else self._dsn or ""
             self._database = Database(dsn, timeout=self._timeout, pool_size=self._pool_size)
             self._database.open()
-            if self._migrate:
-                self.migrate()
-            self._database.run(plans.check())
+            self._check()
         except BaseException:
             self.close()
             raise
+
+    def _check(self) -> None:
+        try:
+            self.database.run(plans.check())
+        except SchemaMismatch:
+            if not self._migrate:
+                raise
+            self.migrate()
 
     def close(self) -> None:
         """Close every connection, and leave the embedded Postgres."""
@@ -167,7 +174,7 @@ class PostgresCommandRegistry(RegistryCalls):
     def verify(self, progress: Callable[[int], None] = lambda _: None) -> Report:
         """Verify, as of one moment, that nothing in the log was changed and that the read model is its fold.
 
-        `progress` is told how many events each page had. Memory does not grow with the log.
+        `progress` is told how many events each page had. Memory is bounded by a page, whatever the log's length.
         """
         return self.database.run(audit.verification(progress), lasting=True)
 
@@ -223,6 +230,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
 
         Raises (when it is opened):
             SchemaMismatch: the database has no registry, or one of another version; says the command to run.
+            InvalidDsn: the DSN cannot be read.
             Unavailable: the server cannot be reached.
             EmbeddedPostgresError: the embedded Postgres cannot be started here.
         """
@@ -236,12 +244,18 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
             dsn = self._server.dsn if self._server else self._dsn or ""
             self._database = AsyncDatabase(dsn, timeout=self._timeout, pool_size=self._pool_size)
             await self._database.open()
-            if self._migrate:
-                await self.migrate()
-            await self._database.run(plans.check())
+            await self._check()
         except BaseException:
             await self.close()
             raise
+
+    async def _check(self) -> None:
+        try:
+            await self.database.run(plans.check())
+        except SchemaMismatch:
+            if not self._migrate:
+                raise
+            await self.migrate()
 
     async def close(self) -> None:
         """Close every connection, and leave the embedded Postgres."""
@@ -317,7 +331,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
     async def verify(self, progress: Callable[[int], None] = lambda _: None) -> Report:
         """Verify, as of one moment, that nothing in the log was changed and that the read model is its fold.
 
-        `progress` is told how many events each page had. Memory does not grow with the log.
+        `progress` is told how many events each page had. Memory is bounded by a page, whatever the log's length.
         """
         return await self.database.run(audit.verification(progress), lasting=True)
 

@@ -27,11 +27,16 @@ class CommandRegistry(Protocol):
 
     Ids and names have 1..255 characters, without control characters. Instants are datetimes with a time zone, in the
     years 1..9999 UTC. Sizes are bytes, 0..2**64-1. An error is any JSON value of at most 64 KiB, nested at most 64
-    deep. Whatever else is given raises `InvalidCommand`, which names the field.
+    deep. Whatever else is given raises `InvalidCommand`, which names the field; but an id that no command can have is
+    simply not found.
 
     Every write takes `context` (who calls; default: that of `command_context`) and `connection` (then it runs in that
-    connection's transaction: it commits or vanishes with it). Every call may raise `Unavailable` when the server is
-    away, and a write `OutcomeUnknown` when the server vanished while it was committing: repeating the call is safe.
+    connection's transaction: it commits or vanishes with it). Such a transaction should be short: until it ends, other
+    writes of the same command, or of the same idempotency key, wait for it; and two of them that write the same
+    commands in opposite order are a deadlock, which Postgres ends with an error for one.
+
+    Every call may raise `Unavailable` when the server is away or other transactions let nobody through, and a write
+    `OutcomeUnknown` when the server vanished while it was committing: repeating the call is safe.
     """
 
     def create_command(
@@ -148,6 +153,7 @@ class CommandRegistry(Protocol):
         """Find the target of a deployment that a command would be for: the one asked for, or the only one.
 
         Raises:
+            InvalidCommand: the deployment is not running, or `requested` is no text.
             DeploymentNotFound: the directory knows no such deployment.
             TargetIdInvalid: the id asked for holds a colon.
             TargetNotFound: the deployment has no target of the id asked for.
@@ -166,8 +172,9 @@ class CommandRegistry(Protocol):
     ) -> list[str]:
         """Let up to `limit` (1..100,000) commands expire whose deadline is not after `now`, the most overdue first.
 
-        Returns the ids of those that this call expired; with fewer than `limit`, none is left. Any number of
-        processes may do this at once: each command expires once.
+        Returns the ids of those that this call expired; an empty list means that none was left to expire, or that
+        others were expiring them at this moment. Any number of processes may do this at once: each command expires
+        once.
         """
         ...
 

@@ -42,7 +42,7 @@ FIND_IDEMPOTENCY_KEY: Final[LiteralString] = """
 
 OVERDUE: Final[LiteralString] = """
     SELECT command_id
-    FROM ONLY command_registry.command_status_v1
+    FROM ONLY {table}
     WHERE deadline IS NOT NULL
         AND state IN ('PENDING_UPLOAD', 'PENDING', 'DISPATCHED')
         AND deadline <= %s

@@ -520,3 +520,23 @@ def test_bad_instants_are_refused_in_every_write(registry: CommandRegistry, pend
         registry.expire_overdue(NAIVE)
     with pytest.raises(InvalidCommand, match="limit"):
         registry.expire_overdue(NOW, 0)
+
+
+def test_a_naive_instant_is_refused_with_the_remedy(registry: CommandRegistry, pending: str) -> None:
+    with pytest.raises(InvalidCommand, match=r"dispatched_at: must .*time zone"):
+        registry.mark_dispatched_if_not_terminal(pending, NAIVE)
+
+
+def test_a_target_that_is_no_text_is_refused(registry: CommandRegistry) -> None:
+    with pytest.raises(InvalidCommand, match="requested"):
+        registry.resolve_target("dep_1", 5)  # type: ignore[arg-type]
+
+
+def test_what_a_caller_does_to_an_answer_changes_nothing(registry: CommandRegistry, pending: str) -> None:
+    error: Any = {"a": [1]}
+    registry.update_command_state(pending, CommandState.PENDING, error=error)
+    error["a"].append(2)
+    for _ in range(2):
+        answer: Any = registry.get_command_status(pending)
+        assert answer.error == {"a": [1]}
+        answer.error["a"].append(3)

@@ -241,7 +241,10 @@ def test_a_lost_log_is_not_taken_for_something_that_migrate_mends(connection: Co
 def test_a_wrong_column_of_the_log_is_named(connection: Connection) -> None:
     connection.execute("ALTER TABLE command_registry.events ALTER position DROP DEFAULT, ADD more text")
     found = amiss(connection)["log columns"].found
-    assert found == "position is bigint NOT NULL, not bigint NOT NULL DEFAULT; more is not in schema.sql"
+    assert found == (
+        "position is bigint NOT NULL, not bigint NOT NULL DEFAULT "
+        "nextval('command_registry.events_position_seq'::regclass); more is not in schema.sql"
+    )
 
 
 def test_another_trigger_on_the_log_is_a_warning(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs as written, and every command of its own has a page that names it."""
+"""Every snippet of the README runs as written, and every file that a document names is there."""
 
 import os
 import re

@@ -164,7 +164,7 @@ def test_any_sequence_of_calls_gives_the_answers_of_the_contract(registry: Comma
         pass
 
     OnThisRegistry.registry = registry
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         OnThisRegistry,
         settings=settings(
             max_examples=30,

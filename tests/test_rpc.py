@@ -1,5 +1,6 @@
 """The registry as a child process: JSON-RPC 2.0 over its real pipes."""
 
+import asyncio
 import inspect
 import json
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 
 from registry import (
     AsyncCommandRegistry,
+    AsyncMemoryCommandRegistry,
     CommandRegistry,
     CommandState,
     Deployment,
@@ -35,7 +37,8 @@ from registry import (
 )
 from registry.rpc import MAX_IN_FLIGHT, run_rpc
 from registry.rpc.methods import METHODS
-from registry.rpc.stdio import MAX_LINE_BYTES, LineSplitter, LineTooLong
+from registry.rpc.server import Server
+from registry.rpc.stdio import MAX_LINE_BYTES, LineReader, LineSplitter, LineTooLong, LineWriter
 from tests.rpc_client import RpcCommandRegistry, child_argv
 
 pytestmark = pytest.mark.timeout(60)
@@ -758,6 +761,49 @@ def test_no_more_calls_run_at_once_than_the_limit(start: Callable[..., Child], f
     assert sorted(answer["id"] for answer in answers) == list(range(3 * MAX_IN_FLIGHT))
     assert {answer["result"] for answer in answers} == {MAX_IN_FLIGHT}
     assert code == 0
+
+
+class Endless(LineReader):
+    """Gives requests, and counts how many were taken."""
+
+    def __init__(self, requests: int) -> None:
+        self.requests, self.taken, self.stopped = requests, 0, False
+
+    async def lines(self) -> AsyncIterator[bytes | LineTooLong]:
+        while self.taken < self.requests:
+            self.taken += 1
+            yield request("increment_attempt", ["x"], self.taken).encode()
+
+
+class Kept(LineWriter):
+    """Keeps the answers."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    async def write(self, line: bytes) -> None:
+        self.lines.append(line)
+
+
+class Gated(AsyncMemoryCommandRegistry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def increment_attempt(self, *_: Any, **__: Any) -> int:
+        await self.gate.wait()
+        return 7
+
+
+async def test_no_more_messages_are_read_than_can_be_worked_on() -> None:
+    registry, reader, writer = Gated(), Endless(3 * MAX_IN_FLIGHT), Kept()
+    running = asyncio.create_task(Server(registry, reader, writer).run())
+    for _ in range(10 * MAX_IN_FLIGHT):
+        await asyncio.sleep(0)
+    assert reader.taken == MAX_IN_FLIGHT + 1  # one waits for its turn
+    registry.gate.set()
+    await running
+    assert len(writer.lines) == reader.taken == 3 * MAX_IN_FLIGHT
 
 
 def test_a_caller_that_reads_no_answers_yet_loses_none(start: Callable[..., Child]) -> None:

@@ -1,11 +1,14 @@
 """Writes in the caller's own transaction: they commit or vanish with it."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import ClientCursor, sql
+from psycopg.rows import dict_row, namedtuple_row
 
 from registry import (
     AsyncPostgresCommandRegistry,
@@ -17,6 +20,7 @@ from registry import (
     IdempotencyConflict,
     InvalidTransition,
     MemoryCommandRegistry,
+    OutcomeUnknown,
     PostgresCommandRegistry,
     Unavailable,
 )
@@ -148,6 +152,70 @@ def test_the_sessions_time_zone_and_date_style_change_nothing(
     assert status is not None
     assert (status.deadline, status.dispatched_at, status.attempt) == (last, first, 2)
     assert registry.verify().ok
+
+
+@pytest.mark.parametrize(
+    "settings", [{"row_factory": dict_row}, {"row_factory": namedtuple_row}, {"cursor_factory": ClientCursor}]
+)
+def test_whatever_cursors_the_callers_connection_makes_the_answers_are_the_same(
+    registry: PostgresCommandRegistry, dsn: str, settings: dict[str, Any]
+) -> None:
+    with psycopg.connect(dsn, **settings) as connection:
+        created = registry.create_command("dep_1", "x", idempotency_key="k", connection=connection)
+        assert registry.create_command("dep_1", "x", idempotency_key="k", connection=connection) == created
+        assert registry.increment_attempt(created.command_id, connection=connection) == 2
+        assert registry.complete_command(created.command_id, CommandState.FAILED, NOW, connection=connection)
+    assert len(registry.history(created.command_id)) == 3
+
+
+async def test_a_connection_of_the_wrong_kind_is_refused_before_anything_is_written(
+    registry: PostgresCommandRegistry, dsn: str, mine: psycopg.Connection[Any]
+) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn) as wrong:
+        for other in (wrong, "postgresql://", 5):
+            with pytest.raises(TypeError, match=r"must be a psycopg\.Connection"):
+                registry.create_command("dep_1", "x", connection=other)  # type: ignore[arg-type]
+    async with AsyncPostgresCommandRegistry.open(dsn) as theirs:
+        with pytest.raises(TypeError, match=r"must be a psycopg\.AsyncConnection"):
+            await theirs.create_command("dep_1", "x", connection=mine)  # type: ignore[arg-type]
+    assert registry.verify().events == 0
+
+
+def test_a_connection_in_pipeline_mode_is_refused(
+    registry: PostgresCommandRegistry, mine: psycopg.Connection[Any]
+) -> None:
+    with mine.pipeline(), pytest.raises(ValueError, match="pipeline"):
+        registry.create_command("dep_1", "x", connection=mine)
+
+
+def test_a_transaction_that_has_failed_is_named(
+    registry: PostgresCommandRegistry, mine: psycopg.Connection[Any]
+) -> None:
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        mine.execute("SELECT FROM nowhere")
+    with pytest.raises(Unavailable, match="roll it back"):
+        registry.create_command("dep_1", "x", connection=mine)
+
+
+def test_who_waits_too_long_for_a_callers_transaction_is_told_so(dsn: str, mine: psycopg.Connection[Any]) -> None:
+    with PostgresCommandRegistry.open(dsn, timeout=1) as hasty:
+        command_id = hasty.create_command("dep_1", "x").command_id
+        assert hasty.increment_attempt(command_id, connection=mine) == 2
+        with pytest.raises(Unavailable, match="did not let go") as caught:
+            hasty.increment_attempt(command_id)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        mine.commit()
+        assert hasty.increment_attempt(command_id) == 3
+
+
+def test_a_database_that_is_serializable_by_default_changes_nothing(dsn: str, mine: psycopg.Connection[Any]) -> None:
+    database = sql.Identifier(mine.info.dbname)
+    mine.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = 'serializable'").format(database))
+    mine.commit()
+    with PostgresCommandRegistry.open(dsn) as registry, ThreadPoolExecutor(8) as pool:
+        command_id = registry.create_command("dep_1", "x").command_id
+        numbers = list(pool.map(lambda _: registry.increment_attempt(command_id), range(80)))
+    assert sorted(numbers) == list(range(2, 82))
 
 
 def test_a_closed_connection_is_named(registry: PostgresCommandRegistry, dsn: str) -> None:

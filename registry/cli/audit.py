@@ -132,12 +132,21 @@ def export(
 
 @contextmanager
 def _writing(path: Path | None) -> Iterator[BinaryIO]:
+    """Write to a file that takes its name only when it is whole: a failed export leaves the earlier one as it was."""
     if path is None or str(path) == "-":
         yield sys.stdout.buffer
         return
+    special = path.exists() and not path.is_file()  # such as /dev/fd/3
+    place = path if special else path.with_name(f".{path.name}.part")
     try:
-        file = path.open("wb")
+        file = place.open("wb")
     except OSError as error:
         raise Stop(f"cannot write {path}: {error.strerror}; choose another --output") from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+        if not special:
+            place.replace(path)
+    finally:
+        if not special:
+            place.unlink(missing_ok=True)

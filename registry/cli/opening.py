@@ -6,9 +6,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import conninfo_to_dict
 
-from eventstore.database import DEFAULT_TIMEOUT
+from eventstore.database import DEFAULT_TIMEOUT, parse_dsn
 from eventstore.errors import Unavailable
 from eventstore.steps import Plan, run
 from registry import embedded
@@ -19,8 +18,13 @@ __all__ = ["Session", "connected", "opened"]
 
 T = TypeVar("T")
 
-# client_encoding: from a database in SQL_ASCII, text would come as bytes.
-_SETTINGS: Final = {"connect_timeout": 5, "application_name": "command-registry", "client_encoding": "UTF8"}
+# client_encoding: from a database in SQL_ASCII, text would come as bytes. search_path: names come with their schemas.
+_SETTINGS: Final = {
+    "connect_timeout": 5,
+    "application_name": "command-registry",
+    "client_encoding": "UTF8",
+    "options": "-c search_path=pg_catalog,pg_temp",
+}
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def connected(dsn: str | None) -> Iterator[Session]:
     with _server(dsn) as server_dsn:
         try:
             with waiting("connecting"):
-                settings: dict[str, Any] = {**_SETTINGS, **conninfo_to_dict(server_dsn)}
+                settings: dict[str, Any] = {**_SETTINGS, **parse_dsn(server_dsn)}
                 connection = Connection.connect(**settings, autocommit=True)
         except psycopg.OperationalError as error:
             raise Unavailable(f"cannot connect to Postgres: {error}") from error

@@ -61,7 +61,7 @@ def _role(role: str) -> Plan[Check]:
 def _missing(role: str, needs: tuple[tuple[str, str], ...]) -> Plan[list[str]]:
     [(usage,)] = yield Step(queries.ROLE_MAY_USE_SCHEMA, (role,))
     objects, privileges = (list(column) for column in zip(*needs, strict=True))
-    rows = yield Step(queries.MISSING_PRIVILEGES, (objects, privileges, role, role))
+    rows = yield Step(queries.MISSING_PRIVILEGES, (objects, privileges, role, role, role))
     return [*([] if usage else ["USAGE on the schema"]), *(missing for (missing,) in rows)]
 
 

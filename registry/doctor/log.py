@@ -25,9 +25,9 @@ _COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
         "data": "json NOT NULL",
         "metadata": "json NOT NULL",
         "hash": "bytea NOT NULL",
-        "position": "bigint NOT NULL DEFAULT",
-        "transaction_id": "xid8 NOT NULL DEFAULT",
-        "recorded_at": "timestamp with time zone NOT NULL DEFAULT",
+        "position": "bigint NOT NULL DEFAULT nextval('command_registry.events_position_seq'::regclass)",
+        "transaction_id": "xid8 NOT NULL DEFAULT pg_current_xact_id()",
+        "recorded_at": "timestamp with time zone NOT NULL DEFAULT clock_timestamp()",
     }
 )
 
@@ -142,14 +142,18 @@ def order() -> Plan[Check]:
     A log that pg_dump brought here from another server may hold ids that this one has yet to give out. Readers of the
     log wait for those, and new events are put before them.
     """
-    [(last, following)] = yield Step(queries.LOG_ORDER)
-    if last is None or last < following:
-        return ok("log order", "no event from the future" if last is not None else "no events yet")
+    [(highest, next_one)] = yield Step(queries.LOG_ORDER)
+    if highest is None:
+        return ok("log order", "no events yet")
+    last, following = int(highest), int(next_one)
+    if last < following:
+        return ok("log order", "no event from the future")
     return failed(
         "log order",
-        f"events came from another server: transaction ids go up to {last}, and this server is at {following}, so that "
-        "readers of the log wait for ever",
-        f"stop the server and run: pg_resetwal --epoch={_epoch_beyond(last, following)} -D DATA_DIRECTORY; "
+        f"transaction ids go up to {last}, and this server is at {following}, so that readers of the log wait for "
+        "ever: the log was restored from another server's dump (or somebody who may write made an id up)",
+        "after a restore, stop the server and run: "
+        f"pg_resetwal --epoch={_epoch_beyond(last, following)} -D DATA_DIRECTORY; "
         "or restore from a physical copy (pg_basebackup), which keeps transaction ids",
     )
 

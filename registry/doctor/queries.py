@@ -31,8 +31,9 @@ EVENT_COLUMNS: Final[LiteralString] = """
         attname::text,
         format_type(atttypid, atttypmod)
             || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
-            || CASE WHEN atthasdef THEN ' DEFAULT' ELSE '' END
+            || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), '')
     FROM pg_attribute
+    LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = to_regclass('command_registry.events')
         AND attnum > 0
         AND NOT attisdropped
@@ -95,8 +96,8 @@ LOG_ORDER: Final[LiteralString] = """
             FROM ONLY command_registry.events
             ORDER BY transaction_id DESC, position DESC
             LIMIT 1
-        )::text::bigint,
-        pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+        )::text,
+        pg_snapshot_xmax(pg_current_snapshot())::text
 """
 
 # Committed, and not given to readers of the log yet.
@@ -144,6 +145,7 @@ MISSING_PRIVILEGES: Final[LiteralString] = """
     ) AS needed
     WHERE NOT CASE needed.privilege
         WHEN 'USAGE' THEN has_sequence_privilege(%s::name, needed.relation, needed.privilege)
+        WHEN 'INSERT' THEN has_any_column_privilege(%s::name, needed.relation, needed.privilege)
         ELSE has_table_privilege(%s::name, needed.relation, needed.privilege)
     END
 """

@@ -17,7 +17,7 @@ from registry.rpc.dispatch import MAX_IN_FLIGHT, Dispatcher
 from registry.rpc.messages import PARSE_ERROR, RpcError, error_answer
 from registry.rpc.stdio import MAX_LINE_BYTES, LineReader, LineTooLong, LineWriter, private_stdio
 
-__all__ = ["run_rpc", "serve"]
+__all__ = ["GRACE_SECONDS", "Server", "run_rpc", "serve"]
 
 GRACE_SECONDS: Final = 40.0
 """How long a signal waits for what is under way: longer than any call lasts, but not for ever when nobody reads."""
@@ -36,6 +36,7 @@ def run_rpc(
 
     Raises:
         ValueError: a DSN or the deployments table is asked for in memory.
+        InvalidDsn: the DSN cannot be read.
         SchemaMismatch: the database has no registry, or one of another version.
         Unavailable: the server cannot be reached.
         EmbeddedPostgresError: the embedded Postgres cannot be started here.
@@ -57,7 +58,7 @@ async def serve(registry: AsyncCommandRegistry) -> None:
     """
     async with AsyncExitStack() as stack:
         input_fd, output_fd = stack.enter_context(private_stdio())
-        server = _Server(registry, LineReader(input_fd), LineWriter(output_fd))
+        server = Server(registry, LineReader(input_fd), LineWriter(output_fd))
         stack.enter_context(_on_signal(server.stop))
         if isinstance(registry, AsyncPostgresCommandRegistry):
             await stack.enter_async_context(registry)
@@ -84,7 +85,7 @@ def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-class _Server:
+class Server:
     """Answers lines as they come, at most `MAX_IN_FLIGHT` at once, each as soon as it can be."""
 
     def __init__(self, registry: AsyncCommandRegistry, reader: LineReader, writer: LineWriter) -> None:
