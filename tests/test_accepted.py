@@ -7,6 +7,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventstore import RecordedEvent
 from registry import (
     CommandRegistry,
     CommandState,
@@ -66,7 +67,11 @@ def test_the_export_holds_data_and_metadata_to_the_letter(dsn: str, error: Any, 
             command_id, CommandState.FAILED, registry.history(command_id)[0].occurred_at, error=error
         )
         # The log is given only up to the oldest transaction under way, be it in another test's database.
-        recorded = until(lambda: [event for event in registry.export() if event.stream_id == command_id])
+
+        def exported() -> list[RecordedEvent]:
+            return [event for event in registry.export() if event.stream_id == command_id]
+
+        recorded = until(lambda: events if len(events := exported()) == 2 else [])
     lines = [export_line(event) for event in recorded]
     assert [line.count(b"\n") for line in lines] == [1, 1]
     for event, line in zip(recorded, lines, strict=True):

@@ -179,6 +179,9 @@ def private_stdio() -> Iterator[tuple[int, int]]:
         os.close(null)
         yield kept
     finally:
+        if sys.stdout is not None:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()  # what was printed meanwhile goes to stderr, too
         for standard, fd in enumerate(kept):
             os.dup2(fd, standard)
             os.close(fd)
