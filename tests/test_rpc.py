@@ -582,7 +582,6 @@ def test_any_error_reads_back_equal(shared: Child, error: Any, ascii_only: bool)
         ("create_command", {"deployment_id": "d", "command_name": "\ud800"}, "command_name"),
         ("create_command", {"deployment_id": "d", "command_name": "x" * 256}, "command_name"),
         ("create_command", {"deployment_id": "d", "command_name": "x", "initial_state": "x"}, "initial_state"),
-        ("create_command", {"deployment_id": "d", "command_name": "x", "initial_state": None}, "initial_state"),
         ("create_command", {"deployment_id": "d", "command_name": "x", "target": True}, "target"),
         ("update_command_state", {"command_id": UNKNOWN, "state": 1}, "state"),
         ("complete_command", {"command_id": UNKNOWN, "state": "PENDING", "completed_at": NOW}, "state"),
@@ -1021,3 +1020,11 @@ def test_a_database_without_a_registry_is_told_on_stderr_before_anything_is_read
     assert answers == []
     assert code != 0
     assert "SchemaMismatch" in stderr()
+
+
+def test_a_null_for_what_may_be_left_out_is_as_if_it_were(shared: Child) -> None:
+    given = {"deployment_id": "d", "command_name": "x", "initial_state": None, "deadline": None, "context": None}
+    command_id = shared.ask("create_command", given)["result"]["command_id"]
+    assert shared.ask("get_command_status", [command_id])["result"]["state"] == "PENDING"
+    assert shared.ask("expire_overdue", {"now": None, "limit": None})["result"] == []
+    assert shared.ask("get_command_status", {"command_id": None})["error"]["data"]["code"] == "INVALID_COMMAND"

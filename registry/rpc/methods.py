@@ -43,7 +43,9 @@ class Method:
         missing = next((name for name in self.readers if name in self.required and name not in named), None)
         if missing is not None:
             raise RpcError(INVALID_PARAMS, f"{self.name} needs {missing!r}", {"parameter": missing})
-        return {name: self.readers[name](name, value) for name, value in named.items()}
+        # A null for what may be left out is as if it were.
+        given = {name: value for name, value in named.items() if value is not None or name in self.required}
+        return {name: self.readers[name](name, value) for name, value in given.items()}
 
     def _named(self, params: list[JsonValue]) -> dict[str, JsonValue]:
         if len(params) > len(self.positional):
