@@ -140,6 +140,22 @@ class StreamEvent:
     metadata: str
     hash: bytes
 
+    def recorded(self, position: int, transaction_id: int, recorded_at: datetime) -> "RecordedEvent":
+        """Add what the log added when it took the event in."""
+        return RecordedEvent(
+            self.stream_id,
+            self.version,
+            self.type,
+            self.schema_version,
+            self.occurred_at,
+            self.data,
+            self.metadata,
+            self.hash,
+            position,
+            transaction_id,
+            recorded_at,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent(StreamEvent):

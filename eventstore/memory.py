@@ -4,7 +4,6 @@ import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +16,6 @@ from eventstore.plans import check_limit
 from eventstore.protocol import LOG_START
 
 __all__ = ["AsyncMemoryEventStore", "MemoryEventStore", "no_transaction"]
-
-_FIELDS = [field.name for field in fields(StreamEvent)]
 
 
 def no_transaction(connection: object) -> None:
@@ -64,10 +61,7 @@ class MemoryEventStore:
             return recorded
 
     def _record(self, event: StreamEvent, position: int) -> RecordedEvent:
-        columns = {name: getattr(event, name) for name in _FIELDS}
-        return RecordedEvent(
-            **columns, position=position, transaction_id=self._transactions, recorded_at=datetime.now(UTC)
-        )
+        return event.recorded(position, self._transactions, datetime.now(UTC))
 
     def _end(self, stream_id: str) -> StreamEnd | None:
         events = self._streams.get(stream_id)

@@ -163,16 +163,4 @@ def recorded_event(row: Row) -> RecordedEvent:
 
 def _recorded(event: StreamEvent, row: Row) -> RecordedEvent:
     _, _, position, transaction_id, recorded_at = row
-    return RecordedEvent(
-        event.stream_id,
-        event.version,
-        event.type,
-        event.schema_version,
-        event.occurred_at,
-        event.data,
-        event.metadata,
-        event.hash,
-        position,
-        int(transaction_id),
-        recorded_at.replace(tzinfo=UTC),
-    )
+    return event.recorded(position, int(transaction_id), recorded_at.replace(tzinfo=UTC))

@@ -3,7 +3,7 @@
 An inline projection has one row for each stream, written by the statement that appends the stream's events.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, LiteralString, TypeVar
@@ -54,7 +54,7 @@ def load(table: Table[S], stream_id: str) -> Plan[Loaded[S] | None]:
     version, event_hash, *row = rows[0]
     end = StreamEnd(version, event_hash)
     values = table.values(tuple(row))
-    state, known = (None, 0) if values[0] is None else (table.projection.state(values), _version(table, values))
+    state, known = (None, 0) if values[0] is None else (table.projection.state(values), table.stream_version(values))
     if known < version:
         for event in (yield from log.read_stream(stream_id, known)):
             state, end = table.projection.fold(state, event), StreamEnd(event.version, event.hash)
@@ -116,20 +116,29 @@ def migrate(table: Table[S], progress: Callable[[int], None] = lambda _: None) -
     [(exists,)] = yield Step(queries.TABLE_EXISTS, (table.full_name,))
     [(registered,)] = yield Step(queries.IS_REGISTERED, (table.projection.name, table.projection.version))
     if not (exists and registered):
-        yield from _in_transaction(list(table.create()))
+        yield from _in_transaction(_statements(table.create()))
         yield from build(table, progress)
-        yield from _put_in_force(table)
-    yield from _in_transaction(list(table.grant()))  # each time: the roles may have come since
+        yield from _in_transaction(_put_in_force(table))
+    yield from _in_transaction(_statements(table.grant()))  # each time: the roles may have come since
 
 
 def _put_in_force(table: Table[S]) -> Plan[None]:
-    yield Step(queries.BEGIN)
-    yield Step(queries.TRUSTED_PATH)
-    yield Step(queries.LOCK_MIGRATIONS)
     [(in_force,)] = yield Step(queries.REGISTER, (table.projection.name, table.projection.version))
     if in_force:
         yield Step(table.create_view(), None)
-    yield Step(queries.COMMIT)
+
+
+def _statements(statements: Iterable[Composed]) -> Plan[None]:
+    for statement in statements:
+        yield Step(statement, None)
+
+
+def _in_transaction(steps: Plan[None]) -> Plan[None]:
+    yield Step(queries.BEGIN)
+    yield Step(queries.TRUSTED_PATH)
+    yield Step(queries.LOCK_MIGRATIONS)
+    yield from steps
+    yield Step(log_queries.COMMIT)
 
 
 def build(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> Plan[None]:
@@ -143,16 +152,3 @@ def build(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> 
         yield Step(table.upsert, table.upsert_params(list(rows.values())))
         after = (events[-1].stream_id, events[-1].version)
         progress(len(events))
-
-
-def _in_transaction(statements: Sequence[Composed]) -> Plan[None]:
-    yield Step(queries.BEGIN)
-    yield Step(queries.TRUSTED_PATH)
-    yield Step(queries.LOCK_MIGRATIONS)
-    for statement in statements:
-        yield Step(statement, None)
-    yield Step(queries.COMMIT)
-
-
-def _version(table: Table[S], values: Values) -> int:
-    return int(values[list(table.projection.columns).index("version")])

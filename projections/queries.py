@@ -87,6 +87,5 @@ CREATE_VIEW: Final[LiteralString] = "CREATE OR REPLACE VIEW {view} AS SELECT {co
 
 BEGIN: Final[LiteralString] = "BEGIN ISOLATION LEVEL READ COMMITTED"
 TRUSTED_PATH: Final[LiteralString] = "SET LOCAL search_path = pg_catalog, pg_temp"
-COMMIT: Final[LiteralString] = "COMMIT"
 # The same lock as schema.sql takes: one migration at a time.
 LOCK_MIGRATIONS: Final[LiteralString] = "SELECT pg_advisory_xact_lock(7234017283807667300)"

@@ -104,6 +104,14 @@ class Table(Generic[S]):
         """The statement that reads the end of a stream, and the row of the same key."""
         return self._sql(queries.LOAD, selected=self._selected).as_bytes()
 
+    def stream_version(self, values: Values) -> int:
+        """Tell which version of its stream a row of an inline projection reflects."""
+        return int(values[self._version_index])
+
+    @cached_property
+    def _version_index(self) -> int:
+        return self._columns.index("version")
+
     def values(self, row: Row) -> Values:
         """Make values of a row as read."""
         return tuple(

@@ -9,7 +9,6 @@ from eventstore import queries as log_queries
 from eventstore.event import RecordedEvent
 from eventstore.steps import Plan, Step
 from eventstore.verification import ChainCheck, Problem
-from projections import queries
 from projections.projection import Values
 from projections.table import Table
 
@@ -104,7 +103,7 @@ def verify(table: Table[S], progress: Callable[[int], None] = lambda _: None) ->
     report.add(*(Problem(key, None, f"has a row in {table.full_name}, and no events") for key, _ in orphans))
     report.problem_count += orphans[0][1] - len(orphans) if orphans else 0
     [(report.rows,)] = yield Step(table.count)
-    yield Step(queries.COMMIT)
+    yield Step(log_queries.COMMIT)
     return report
 
 

@@ -16,7 +16,7 @@ from registry.deployments import Deployment
 from registry.errors import InvalidCommand, InvalidCommandState, InvalidTransition
 from registry.events import AttemptIncremented, CommandCreated, CommandEvent, CommandTransitioned
 from registry.lifecycle import CommandState, can_transition_to, is_terminal
-from registry.models import MAX_ATTEMPT, CommandStatus, NewCommand, StateUpdate, Target
+from registry.models import MAX_ATTEMPT, CommandStatus, NewCommand, StateUpdate, Target, instant_text
 
 __all__ = [
     "Decide",
@@ -116,8 +116,7 @@ def expire(now: datetime) -> Decide[bool]:
     def decide(status: CommandStatus) -> Decision[bool]:
         if is_terminal(status.state) or status.deadline is None or status.deadline > now:
             return Decision(answer=False)
-        deadline = status.deadline.isoformat().replace("+00:00", "Z")
-        error: JsonValue = {"code": "COMMAND_EXPIRED", "message": f"Deadline {deadline} elapsed"}
+        error: JsonValue = {"code": "COMMAND_EXPIRED", "message": f"Deadline {instant_text(status.deadline)} elapsed"}
         return _transition(status, StateUpdate(state=CommandState.EXPIRED, completed_at=now, error=error))
 
     return decide

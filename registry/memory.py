@@ -41,8 +41,7 @@ class _Memory:
         self.lock = threading.RLock()
         self.store = MemoryEventStore()
         self.statuses: dict[str, CommandStatus] = {}
-        self.keys: dict[str, NewCommand] = {}
-        self.made_by_key: dict[str, str] = {}
+        self.made_by_key: dict[str, tuple[NewCommand, str]] = {}
         self.clock = clock
 
     def create(self, call: NewCommand, deployment: Deployment | None, context: EventContext) -> CommandStatus:
@@ -56,17 +55,17 @@ class _Memory:
             event = decider.create(command_id, call, found, target, now)
             status = self._append(command_id, None, [event], metadata_text(context, call.idempotency_key), now)
             if call.idempotency_key is not None:
-                self.keys[call.idempotency_key] = call
-                self.made_by_key[call.idempotency_key] = command_id
+                self.made_by_key[call.idempotency_key] = (call, command_id)
             return status
 
     def find_by_key(self, call: NewCommand) -> CommandStatus | None:
         key = call.idempotency_key
-        if key is None or key not in self.keys:
+        if key is None or key not in self.made_by_key:
             return None
-        if self.keys[key] != call:
-            raise IdempotencyConflict(key, self.made_by_key[key])
-        return self.statuses[self.made_by_key[key]]
+        first, command_id = self.made_by_key[key]
+        if first != call:
+            raise IdempotencyConflict(key, command_id)
+        return self.statuses[command_id]
 
     def write(self, command_id: str, decide: Decide[R], context: EventContext) -> R:
         with self.lock:

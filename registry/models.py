@@ -47,6 +47,7 @@ __all__ = [
     "Target",
     "accept",
     "check_instant_argument",
+    "instant_text",
 ]
 
 MAX_SIZE: Final = 2**64 - 1
@@ -78,7 +79,8 @@ def _utc(value: datetime, info: ValidationInfo) -> datetime:
     return check_instant(info.field_name or "instant", value)
 
 
-def _utc_text(value: datetime) -> str:
+def instant_text(value: datetime) -> str:
+    """Write an instant in UTC as RFC 3339 text with Z."""
     return value.isoformat().replace("+00:00", "Z")
 
 
@@ -100,7 +102,7 @@ Instant: TypeAlias = Annotated[
     datetime,
     BeforeValidator(_instant_text),
     AfterValidator(_utc),
-    PlainSerializer(_utc_text, return_type=str, when_used="json"),
+    PlainSerializer(instant_text, return_type=str, when_used="json"),
 ]
 """An instant in the years 1..9999 UTC, to the microsecond; a datetime with a zone, or RFC 3339 text."""
 

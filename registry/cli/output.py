@@ -14,6 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from registry.models import instant_text
+
 __all__ = ["facts", "instant", "print_json", "progress", "say", "stderr", "stdout", "table", "waiting"]
 
 Cell = str | Text
@@ -48,7 +50,7 @@ def say(*parts: Cell | tuple[str, str]) -> None:
 
 def instant(value: datetime | None) -> str:
     """Write an instant as RFC 3339 in UTC; a dash when there is none."""
-    return "-" if value is None else value.isoformat().replace("+00:00", "Z")
+    return "-" if value is None else instant_text(value)
 
 
 def facts(title: str, rows: Sequence[tuple[str, Cell]]) -> None:
