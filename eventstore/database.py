@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, Connection
@@ -14,12 +14,17 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from eventstore.errors import InvalidDsn, Unavailable
+from eventstore.line import AsyncLine, Line
+from eventstore.metrics import Metrics
 from eventstore.steps import Plan, arun, run
 from eventstore.watch import Watch, cut
 
-__all__ = ["DEFAULT_POOL_SIZE", "DEFAULT_TIMEOUT", "AsyncDatabase", "Database", "parse_dsn"]
+__all__ = ["DEFAULT_POOL_SIZE", "DEFAULT_TIMEOUT", "AsyncDatabase", "Database", "Pooler", "parse_dsn"]
 
 T = TypeVar("T")
+
+Pooler: TypeAlias = Literal["transaction"]
+"""What stands between us and the server: a pooler such as PgBouncer, in transaction mode."""
 
 DEFAULT_TIMEOUT: Final = 30.0
 """How long a call may take to find a server that is away, in seconds."""
@@ -62,8 +67,10 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
         raise InvalidDsn from None
 
 
-def _connection_settings(dsn: str, timeout: float) -> dict[str, Any]:
+def _connection_settings(dsn: str, timeout: float, pooler: Pooler | None) -> dict[str, Any]:
     given = parse_dsn(dsn)
+    if pooler is not None:  # which knows no options, and keeps no session's settings
+        return {"autocommit": True, "prepare_threshold": None, **_CONNECTION_DEFAULTS, **given}
     ours = f"{_SESSION} -c lock_timeout={max(1, int(timeout * _LOCK_SHARE * 1000))}"
     options = " ".join(filter(None, [ours, given.pop("options", None)]))
     return {"autocommit": True, **_CONNECTION_DEFAULTS, **given, "options": options}
@@ -83,17 +90,27 @@ def _not_lent(error: Exception, timeout: float, pool: ConnectionPool[Any] | Asyn
 class Database:
     """A pool of connections to one Postgres, for threads.
 
-    Opening it connects once, so that a wrong DSN is told at once and in the server's words.
+    Opening it connects once, so that a wrong DSN is told at once and in the server's words. `timeout`: how long a plan
+    may take, in seconds, unless it is told another time. `pooler`: what the connections go through.
 
     Raises:
         Unavailable: the server cannot be reached.
     """
 
-    def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
-        self._timeout = timeout
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.metrics = Metrics()
         self._watch = Watch()
         self._pool = ConnectionPool(
-            kwargs=_connection_settings(dsn, timeout),
+            connection_class=Line,
+            kwargs=_connection_settings(dsn, timeout, pooler),
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -122,33 +139,41 @@ class Database:
         self._watch.close()
         self._pool.close()
 
-    def run(self, plan: Plan[T], connection: Connection[Any] | None = None, *, lasting: bool = False) -> T:
+    def run(
+        self,
+        plan: Plan[T],
+        connection: Connection[Any] | None = None,
+        *,
+        timeout: float | None = None,
+        lasting: bool = False,
+    ) -> T:
         """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins.
 
         Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
         """
+        time_left = self.timeout if timeout is None else timeout
         if connection is None:
-            return run(self._lend if lasting else self._lend_until, plan, self._timeout)
-        return run(lambda _: nullcontext(_checked(connection, Connection)), plan, self._timeout)
+            return run(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
+        return run(lambda _: nullcontext(_checked(connection, Connection)), plan, time_left, self.metrics)
 
     @contextmanager
-    def _lend(self, timeout: float) -> Iterator[Connection[Any]]:
+    def _lend(self, timeout: float) -> Iterator[Line]:
         try:
             connection = self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, self._timeout, self._pool) from error
+            raise _not_lent(error, timeout, self._pool) from error
         try:
             yield connection
         finally:
             self._pool.putconn(connection)
 
     @contextmanager
-    def _lend_until(self, timeout: float) -> Iterator[Connection[Any]]:
+    def _lend_until(self, timeout: float) -> Iterator[Line]:
         deadline = time.monotonic() + timeout
         with self._lend(timeout) as connection, self._watch.over(connection, deadline):
             yield connection
 
-    def _get(self, deadline: float) -> Connection[Any]:
+    def _get(self, deadline: float) -> Line:
         while (left := deadline - time.monotonic()) > _POOL_PATIENCE:
             with suppress(PoolTimeout):
                 return self._pool.getconn(_POOL_PATIENCE)
@@ -158,16 +183,26 @@ class Database:
 class AsyncDatabase:
     """A pool of connections to one Postgres, for asyncio.
 
-    Opening it connects once, so that a wrong DSN is told at once and in the server's words.
+    Opening it connects once, so that a wrong DSN is told at once and in the server's words. `timeout`: how long a plan
+    may take, in seconds, unless it is told another time. `pooler`: what the connections go through.
 
     Raises:
         Unavailable: the server cannot be reached.
     """
 
-    def __init__(self, dsn: str, *, timeout: float = DEFAULT_TIMEOUT, pool_size: int = DEFAULT_POOL_SIZE) -> None:
-        self._timeout = timeout
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.metrics = Metrics()
         self._pool = AsyncConnectionPool(
-            kwargs=_connection_settings(dsn, timeout),
+            connection_class=AsyncLine,
+            kwargs=_connection_settings(dsn, timeout, pooler),
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -197,28 +232,36 @@ class AsyncDatabase:
         """Close every connection."""
         await self._pool.close()
 
-    async def run(self, plan: Plan[T], connection: AsyncConnection[Any] | None = None, *, lasting: bool = False) -> T:
+    async def run(
+        self,
+        plan: Plan[T],
+        connection: AsyncConnection[Any] | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `Database` has it
+        lasting: bool = False,
+    ) -> T:
         """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins.
 
         Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
         """
+        time_left = self.timeout if timeout is None else timeout
         if connection is None:
-            return await arun(self._lend if lasting else self._lend_until, plan, self._timeout)
-        return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, self._timeout)
+            return await arun(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
+        return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, time_left, self.metrics)
 
     @asynccontextmanager
-    async def _lend(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - the pool's own
+    async def _lend(self, timeout: float) -> AsyncIterator[AsyncLine]:  # noqa: ASYNC109 - the pool's own
         try:
             connection = await self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, self._timeout, self._pool) from error
+            raise _not_lent(error, timeout, self._pool) from error
         try:
             yield connection
         finally:
             await self._pool.putconn(connection)
 
     @asynccontextmanager
-    async def _lend_until(self, timeout: float) -> AsyncIterator[AsyncConnection[Any]]:  # noqa: ASYNC109 - as `_lend`
+    async def _lend_until(self, timeout: float) -> AsyncIterator[AsyncLine]:  # noqa: ASYNC109 - as `_lend`
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         async with self._lend(timeout) as connection:
@@ -228,7 +271,7 @@ class AsyncDatabase:
             finally:
                 watch.cancel()
 
-    async def _get(self, deadline: float) -> AsyncConnection[Any]:
+    async def _get(self, deadline: float) -> AsyncLine:
         while (left := deadline - time.monotonic()) > _POOL_PATIENCE:
             with suppress(PoolTimeout):
                 return await self._pool.getconn(_POOL_PATIENCE)

@@ -1,6 +1,6 @@
 """Append and read, as plans: generators of steps that do no I/O (see `eventstore.steps`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC
 
 from eventstore import queries
@@ -21,6 +21,8 @@ __all__ = [
     "append",
     "check_limit",
     "event_params",
+    "events_params",
+    "one_event_params",
     "read_all_streams",
     "read_log",
     "read_stream",
@@ -132,14 +134,30 @@ def check_limit(limit: int) -> int:
 
 
 def event_params(events: Sequence[StreamEvent], end: StreamEnd | None) -> tuple[list[object], ...]:
-    """Give the parameters of `queries.INSERT_EVENTS`, for events that follow a stream's end."""
+    """Give the parameters of `queries.INSERT_EVENTS`, for events of one stream that follow its end."""
+    return events_params([(event, end) for event in events])
+
+
+def events_params(events: Sequence[tuple[StreamEvent, StreamEnd | None]]) -> tuple[list[object], ...]:
+    """Give the parameters of `queries.INSERT_EVENTS`: events of any streams, each with the end its stream had before."""
+    return tuple(map(list, zip(*[one_event_params(event, end) for event, end in events], strict=True)))
+
+
+def one_event_params(event: StreamEvent, end: StreamEnd | None) -> tuple[object, ...]:
+    """Give the parameters of `queries.INSERT_EVENT`: an event, and the end its stream had before."""
     end_version, end_hash = end or (0, None)
-    return (*_columns(events), [end_version] * len(events), [end_hash] * len(events))
-
-
-def _columns(events: Sequence[StreamEvent]) -> Iterator[list[object]]:
-    for name in ("stream_id", "version", "type", "schema_version", "occurred_at", "data", "metadata", "hash"):
-        yield [getattr(event, name) for event in events]
+    return (
+        event.stream_id,
+        event.version,
+        event.type,
+        event.schema_version,
+        event.occurred_at,
+        event.data,
+        event.metadata,
+        event.hash,
+        end_version,
+        end_hash,
+    )
 
 
 def recorded_event(row: Row) -> RecordedEvent:

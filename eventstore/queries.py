@@ -23,7 +23,7 @@ _EVENT_COLUMNS: Final[LiteralString] = """
 # An event is filed under its own transaction or that of the event before it, whichever is later: so the order of the
 # log never contradicts that of a stream, not even when an old transaction adds to a stream that a younger one began.
 # (Readers wait for both to end, so nothing is skipped.)
-INSERT_EVENTS: Final[LiteralString] = """
+_INSERT: Final[LiteralString] = """
     INSERT INTO command_registry.events
         (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, transaction_id)
     SELECT
@@ -36,7 +36,44 @@ INSERT_EVENTS: Final[LiteralString] = """
         new.metadata::json,
         CASE WHEN new.end_version = 0 OR stream_end.transaction_id IS NOT NULL THEN new.hash END,
         greatest(pg_current_xact_id(), stream_end.transaction_id)
-    FROM unnest(
+    FROM """
+
+_AS_NEW: Final[LiteralString] = """
+        AS new (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, end_version, end_hash)
+    LEFT JOIN LATERAL (
+        SELECT stored.transaction_id
+        FROM ONLY command_registry.events AS stored
+        WHERE stored.stream_id = new.stream_id
+            AND stored.version = new.end_version
+            AND stored.hash = new.end_hash
+        LIMIT 1
+    ) AS stream_end ON true
+"""
+
+# One event costs a third less this way than as arrays of one.
+INSERT_EVENT: Final[LiteralString] = (
+    _INSERT
+    + """(
+        SELECT
+            %s::text,
+            %s::int,
+            %s::text,
+            %s::smallint,
+            %s::timestamptz,
+            %s::text,
+            %s::text,
+            %s::bytea,
+            %s::int,
+            %s::bytea
+    )"""
+    + _AS_NEW
+)
+
+# Many, of as many streams as one likes; in the order of the streams, so that two such statements never wait for each
+# other.
+INSERT_EVENTS: Final[LiteralString] = (
+    _INSERT
+    + """unnest(
         %s::text[],
         %s::int[],
         %s::text[],
@@ -47,32 +84,33 @@ INSERT_EVENTS: Final[LiteralString] = """
         %s::bytea[],
         %s::int[],
         %s::bytea[]
-    ) AS new (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, end_version, end_hash)
-    LEFT JOIN LATERAL (
-        SELECT stored.transaction_id
-        FROM ONLY command_registry.events AS stored
-        WHERE stored.stream_id = new.stream_id
-            AND stored.version = new.end_version
-            AND stored.hash = new.end_hash
-        LIMIT 1
-    ) AS stream_end ON true
+    )"""
+    + _AS_NEW
+    + """
     ORDER BY new.stream_id COLLATE "C", new.version
+"""
+)
+
+# What the log added; to be read in the same order as `FIND_APPENDED`.
+RETURNING_RECORDED: Final[LiteralString] = """
     RETURNING
         stream_id,
         version,
         position,
-        transaction_id::text AS transaction_id,
-        recorded_at AT TIME ZONE 'UTC' AS recorded_at
+        transaction_id::text,
+        recorded_at AT TIME ZONE 'UTC'
 """
 
-SELECT_APPENDED: Final[LiteralString] = """
-    SELECT stream_id, version, position, transaction_id, recorded_at
-    FROM appended
+APPEND: Final[LiteralString] = INSERT_EVENTS + RETURNING_RECORDED
+
+# Which of these are there: (stream, version) and the hash to compare.
+FIND_HASHES: Final[LiteralString] = """
+    SELECT sent.stream_id, sent.version, stored.hash
+    FROM unnest(%s::text[], %s::int[]) AS sent (stream_id, version)
+    JOIN ONLY command_registry.events AS stored USING (stream_id, version)
 """
 
-APPEND: Final[LiteralString] = "WITH appended AS (" + INSERT_EVENTS + ")" + SELECT_APPENDED
-
-# What `SELECT_APPENDED` gives, read later, and with the hash to tell whose they are.
+# What `APPEND` returned, read later, and with the hash to tell whose they are.
 FIND_APPENDED: Final[LiteralString] = """
     SELECT
         stream_id,
@@ -102,7 +140,7 @@ READ_STREAM: Final[LiteralString] = (
     + """
     FROM ONLY command_registry.events
     WHERE stream_id = %s
-        AND version > %s
+        AND version > %s::bigint
     ORDER BY version
     LIMIT %s
 """

@@ -7,9 +7,16 @@ it went wrong:
 * `Refused`: the server refused to write because of a constraint; nothing was written.
 * `Lost`: the connection broke during a step that writes, so it may or may not be committed; the plan goes on over
   another connection. (A step that only reads is simply asked again.)
-* `Unavailable`: no connection could be had before the deadline.
+* `Unavailable`: no connection could be had before the deadline, or the server refused the step for as long (it is
+  read-only; deadlocks, serialization failures, again and again).
+* `psycopg.Error`: whatever else the server objects to.
+
+A step that the server undid as a whole through no fault of its own (a serialization failure, a deadlock) is sent again
+after a random pause; one that met a read-only server, over another connection: the DSN may lead to a new primary.
 """
 
+import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import (
@@ -20,7 +27,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
-from typing import Any, Generic, LiteralString, TypeAlias, TypeVar
+from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors
@@ -29,6 +36,8 @@ from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Composed
 
 from eventstore.errors import EventStoreError, Unavailable
+from eventstore.line import AsyncLine, Line, Row
+from eventstore.metrics import Metrics
 
 __all__ = [
     "AsyncConnections",
@@ -46,7 +55,6 @@ __all__ = [
 T = TypeVar("T")
 
 Query: TypeAlias = LiteralString | bytes | SQL | Composed
-Row: TypeAlias = tuple[Any, ...]
 AnyConnection: TypeAlias = Connection[Any] | AsyncConnection[Any]
 
 
@@ -86,17 +94,37 @@ def constant(value: T) -> Plan[T]:
     yield Step("")  # what makes this function a generator
 
 
+_MOST_RETRIES: Final = 10
+_FIRST_PAUSE: Final = 0.005
+_LONGEST_PAUSE: Final = 1.0
+
+_UNDONE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+_READ_ONLY: Final = (errors.ReadOnlySqlTransaction,)
+
+
 class _Execution(Generic[T]):
     """A plan under way: the step it waits for, or its result."""
 
-    def __init__(self, plan: Plan[T]) -> None:
+    def __init__(self, plan: Plan[T], timeout: float, metrics: Metrics) -> None:
         self._plan = plan
+        self.deadline = time.monotonic() + timeout
+        self.metrics = metrics
+        self._retries = 0
         self.step: Step | None = None
         self.result: T
         self._advance(lambda: next(plan))
 
+    @property
+    def time_left(self) -> float:
+        """So many seconds are left, or fewer than none."""
+        return self.deadline - time.monotonic()
+
     def send(self, rows: list[Row]) -> None:
-        self._advance(lambda: self._plan.send(rows))
+        self._retries = 0
+        try:
+            self.step = self._plan.send(rows)
+        except StopIteration as stop:
+            self.step, self.result = None, stop.value
 
     def throw(self, error: Exception) -> None:
         self._advance(lambda: self._plan.throw(error))
@@ -107,33 +135,70 @@ class _Execution(Generic[T]):
         except StopIteration as stop:
             self.step, self.result = None, stop.value
 
-    def failed(self, error: psycopg.Error, *, lost: bool, in_transaction: bool) -> None:
+    def failed(self, error: psycopg.Error, *, lost: bool, in_transaction: bool) -> float:
         """Tell the plan that its step failed, if it can go on; if the connection is lost, over another one.
+
+        Returns:
+            For how many seconds to pause before the next step is taken.
 
         Raises:
             Unavailable: the connection is lost, and a transaction with it.
-            psycopg.Error: anything that is no plan's business.
         """
         step = self.step
         if isinstance(error, errors.UniqueViolation | errors.NotNullViolation):
+            self.metrics.conflicts += 1
             self.throw(Refused(error.diag.constraint_name or error.diag.column_name or ""))
         elif isinstance(error, errors.LockNotAvailable):
             self.throw(Unavailable(f"another transaction did not let go of what this write needs: {error}"))
+        elif isinstance(error, _UNDONE) and not in_transaction:
+            return self._again(error, _MOST_RETRIES)
+        elif isinstance(error, _READ_ONLY):
+            if in_transaction:
+                self.throw(Unavailable(_read_only(error)))
+            return self._again(error)
         elif lost and in_transaction:
             raise Unavailable(f"connection lost, and the transaction with it: {error}") from error
         elif not lost:
-            raise error
+            self.throw(error)
         elif step is not None and step.writes:
             self.throw(Lost(str(error)))
+        return 0.0
 
-    def lost(self, reconnect: "_Reconnect", deadline: float) -> None:
+    def _again(self, error: psycopg.Error, most: int | None = None) -> float:
+        """Take the step again after a pause that doubles, and is never the same for two."""
+        pause: float = min(_FIRST_PAUSE * 2**self._retries, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        if pause > self.time_left or self._retries == most:
+            self.throw(Unavailable(_read_only(error) if isinstance(error, _READ_ONLY) else _undone(error, most)))
+            return 0.0
+        self._retries += 1
+        self.metrics.retries += 1
+        return pause
+
+    def lost(self, reconnect: "_Reconnect") -> None:
         """Go on over another connection, or tell the plan that there is no time left for one."""
-        if time.monotonic() >= deadline:
+        self.metrics.reconnections += 1
+        if self.time_left <= 0:
             self.throw(Unavailable(f"connection lost, and no time left for another one: {reconnect.__cause__}"))
+
+
+def _read_only(error: psycopg.Error) -> str:
+    return (
+        f"the server takes no writes: {error} (a standby, or default_transaction_read_only; with several hosts in the "
+        "DSN, target_session_attrs=read-write finds the primary)"
+    )
+
+
+def _undone(error: psycopg.Error, most: int | None) -> str:
+    return f"the server undid the statement {(most or 0) + 1} times in a row; nothing was written: {error}"
 
 
 def _is_lost(connection: AnyConnection, error: psycopg.Error) -> bool:
     return connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown | errors.CannotConnectNow)
+
+
+def _is_useless(connection: AnyConnection, error: psycopg.Error) -> bool:
+    """Tell whether nothing more can be done over a connection, though it stands: it leads to a read-only server."""
+    return isinstance(connection, Line | AsyncLine) and isinstance(error, _READ_ONLY)
 
 
 def _in_transaction(connection: AnyConnection) -> bool:
@@ -154,7 +219,7 @@ Connections: TypeAlias = Callable[[float], AbstractContextManager[Connection[Any
 AsyncConnections: TypeAlias = Callable[[float], AbstractAsyncContextManager[AsyncConnection[Any]]]
 
 
-def run(connections: Connections, plan: Plan[T], timeout: float) -> T:
+def run(connections: Connections, plan: Plan[T], timeout: float, metrics: Metrics | None = None) -> T:
     """Run a plan, over another connection when one is lost, for at most about `timeout` seconds.
 
     Raises:
@@ -162,14 +227,13 @@ def run(connections: Connections, plan: Plan[T], timeout: float) -> T:
         OutcomeUnknown: it was lost during a write, and nobody could be asked since.
         psycopg.Error: whatever else the server objects to.
     """
-    execution = _Execution(plan)
-    deadline = time.monotonic() + timeout
+    execution = _Execution(plan, timeout, metrics or Metrics())
     while execution.step is not None:
         try:
-            with connections(deadline - time.monotonic()) as connection:
+            with connections(execution.time_left) as connection:
                 _drive(connection, execution)
         except _Reconnect as lost:
-            execution.lost(lost, deadline)
+            execution.lost(lost)
         except Unavailable as error:
             execution.throw(error)
     return execution.result
@@ -178,20 +242,31 @@ def run(connections: Connections, plan: Plan[T], timeout: float) -> T:
 def _drive(connection: Connection[Any], execution: _Execution[T]) -> None:
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
+        sent = time.perf_counter()
         try:
             with _savepoint(connection) if step.writes and in_transaction else nullcontext():
-                cursor = Cursor(connection, row_factory=tuple_row)  # whatever the caller's connection makes
-                cursor.execute(step.sql, step.params, binary=step.params is not None)
-                rows = cursor.fetchall() if cursor.description else []
+                rows = _take(connection, step)
         except psycopg.Error as error:
             lost = _is_lost(connection, error)
-            if lost:
+            leave = lost or (_is_useless(connection, error) and not in_transaction)
+            if leave:
                 connection.close()
-            execution.failed(error, lost=lost, in_transaction=in_transaction)
-            if lost:
+            pause = execution.failed(error, lost=lost, in_transaction=in_transaction)
+            if pause:
+                time.sleep(pause)
+            if leave:
                 raise _Reconnect from error
         else:
+            execution.metrics.statement(time.perf_counter() - sent)
             execution.send(rows)
+
+
+def _take(connection: Connection[Any], step: Step) -> list[Row]:
+    if isinstance(connection, Line) and step.params is not None and isinstance(step.sql, str | bytes):
+        return connection.ask(step.sql, step.params)
+    cursor = Cursor(connection, row_factory=tuple_row)  # whatever the caller's connection makes
+    cursor.execute(step.sql, step.params, binary=step.params is not None)
+    return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
@@ -207,16 +282,20 @@ def _savepoint(connection: Connection[Any]) -> Iterator[None]:
     connection.execute(_RELEASE)
 
 
-async def arun(connections: AsyncConnections, plan: Plan[T], timeout: float) -> T:  # noqa: ASYNC109 - as `run` has it
+async def arun(
+    connections: AsyncConnections,
+    plan: Plan[T],
+    timeout: float,  # noqa: ASYNC109 - as `run` has it
+    metrics: Metrics | None = None,
+) -> T:
     """Run a plan as `run` does, over asynchronous connections."""
-    execution = _Execution(plan)
-    deadline = time.monotonic() + timeout
+    execution = _Execution(plan, timeout, metrics or Metrics())
     while execution.step is not None:
         try:
-            async with connections(deadline - time.monotonic()) as connection:
+            async with connections(execution.time_left) as connection:
                 await _adrive(connection, execution)
         except _Reconnect as lost:
-            execution.lost(lost, deadline)
+            execution.lost(lost)
         except Unavailable as error:
             execution.throw(error)
     return execution.result
@@ -225,20 +304,31 @@ async def arun(connections: AsyncConnections, plan: Plan[T], timeout: float) -> 
 async def _adrive(connection: AsyncConnection[Any], execution: _Execution[T]) -> None:
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
+        sent = time.perf_counter()
         try:
             async with _asavepoint(connection) if step.writes and in_transaction else nullcontext():
-                cursor = AsyncCursor(connection, row_factory=tuple_row)
-                await cursor.execute(step.sql, step.params, binary=step.params is not None)
-                rows = await cursor.fetchall() if cursor.description else []
+                rows = await _atake(connection, step)
         except psycopg.Error as error:
             lost = _is_lost(connection, error)
-            if lost:
+            leave = lost or (_is_useless(connection, error) and not in_transaction)
+            if leave:
                 await connection.close()
-            execution.failed(error, lost=lost, in_transaction=in_transaction)
-            if lost:
+            pause = execution.failed(error, lost=lost, in_transaction=in_transaction)
+            if pause:
+                await asyncio.sleep(pause)
+            if leave:
                 raise _Reconnect from error
         else:
+            execution.metrics.statement(time.perf_counter() - sent)
             execution.send(rows)
+
+
+async def _atake(connection: AsyncConnection[Any], step: Step) -> list[Row]:
+    if isinstance(connection, AsyncLine) and step.params is not None and isinstance(step.sql, str | bytes):
+        return await connection.ask(step.sql, step.params)
+    cursor = AsyncCursor(connection, row_factory=tuple_row)
+    await cursor.execute(step.sql, step.params, binary=step.params is not None)
+    return await cursor.fetchall() if cursor.description else []
 
 
 @asynccontextmanager

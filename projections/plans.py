@@ -19,7 +19,20 @@ from projections import queries
 from projections.projection import Values
 from projections.table import Table
 
-__all__ = ["Also", "Loaded", "append", "build", "check", "load", "migrate", "read_row"]
+__all__ = [
+    "Also",
+    "Loaded",
+    "append",
+    "append_statement",
+    "append_step",
+    "build",
+    "check",
+    "load",
+    "load_many",
+    "migrate",
+    "read_row",
+    "read_rows",
+]
 
 S = TypeVar("S")
 
@@ -43,19 +56,28 @@ class Also:
 
 
 def load(table: Table[S], stream_id: str) -> Plan[Loaded[S] | None]:
-    """Load a stream's end and state; None when it has no events.
+    """Load a stream's end and state; None when it has no events. See `load_many`."""
+    return (yield from load_many(table, [stream_id])).get(stream_id)
+
+
+def load_many(table: Table[S], stream_ids: Sequence[str]) -> Plan[dict[str, Loaded[S]]]:
+    """Load the ends and states of streams, as of one moment; without those that have no events.
 
     The row gives the state; where it lags behind the log (another version of the software wrote last), the missing
     events are folded in, and the next upsert repairs the row.
     """
-    rows = yield Step(table.load, (stream_id, stream_id))
-    if not rows:
-        return None
-    version, event_hash, *row = rows[0]
-    end = StreamEnd(version, event_hash)
-    values = table.values(tuple(row))
+    one = len(stream_ids) == 1
+    rows = yield Step(table.load_one, (stream_ids[0],)) if one else Step(table.load, (list(stream_ids),))
+    loaded = {}
+    for stream_id, version, event_hash, *row in rows:
+        loaded[stream_id] = yield from _repaired(table, stream_id, StreamEnd(version, event_hash), tuple(row))
+    return loaded
+
+
+def _repaired(table: Table[S], stream_id: str, end: StreamEnd, row: Row) -> Plan[Loaded[S]]:
+    values = table.values(row)
     state, known = (None, 0) if values[0] is None else (table.projection.state(values), table.stream_version(values))
-    if known < version:
+    if known < end.version:
         for event in (yield from log.read_stream(stream_id, known)):
             state, end = table.projection.fold(state, event), StreamEnd(event.version, event.hash)
     if state is None:
@@ -65,34 +87,62 @@ def load(table: Table[S], stream_id: str) -> Plan[Loaded[S] | None]:
 
 def append(
     tables: Sequence[tuple[Table[S], Values]], end: StreamEnd | None, events: Sequence[StreamEvent], *also: Also
-) -> Plan[list[Row]]:
+) -> Plan[None]:
     """Append chained events of one stream and write the rows folded from them, in one statement.
 
     Raises:
         Refused: another event has the place, or the one before it is not there; nothing was written.
         OutcomeUnknown: the connection was lost, and nobody could be asked in time.
     """
-    params: list[object] = [*log.event_params(events, end)]
-    for table, row in tables:
-        params += table.upsert_params([row])
+    step = append_step([(table, [row]) for table, row in tables], [(event, end) for event in events], *also)
+    yield from log.write(step, events)
+
+
+def append_step(
+    tables: Sequence[tuple[Table[Any], Sequence[Values]]],
+    events: Sequence[tuple[StreamEvent, StreamEnd | None]],
+    *also: Also,
+) -> Step:
+    """Make the statement that appends chained events of any streams, and writes the rows folded from them.
+
+    Each event comes with the end that its stream had before them all.
+    """
+    single = len(events) == 1 and all(len(rows) == 1 for _, rows in tables)
+    params: list[object] = []
+    for table, rows in tables:
+        params += rows[0] if single else table.upsert_params(rows)
     for insert in also:
         params += insert.params
-    statement = _append_statement(tuple(table for table, _ in tables), tuple(insert.sql for insert in also))
-    return (yield from log.write(Step(statement, params, writes=True), events))
+    params += log.one_event_params(*events[0]) if single else log.events_params(events)
+    statement = append_statement(tuple(table for table, _ in tables), tuple(insert.sql for insert in also), single)
+    return Step(statement, params, writes=True)
 
 
 @lru_cache
-def _append_statement(tables: tuple[Table[Any], ...], also: tuple[LiteralString, ...]) -> bytes:
-    parts = [SQL("appended AS ({})").format(SQL(log_queries.INSERT_EVENTS))]
-    parts += [SQL("{} AS ({})").format(Identifier(table.name), table.upsert) for table in tables]
+def append_statement(tables: tuple[Table[Any], ...], also: tuple[LiteralString, ...], single: bool) -> bytes:  # noqa: FBT001
+    """Make the text of an append: of a single event and row a table, or of many.
+
+    The events come last, as the statement itself: they are inserted before anything that stands in its WITH.
+    """
+    parts = [
+        SQL("{} AS ({})").format(Identifier(table.name), table.upsert_row if single else table.upsert)
+        for table in tables
+    ]
     parts += [SQL("{} AS ({})").format(Identifier(f"also_{n}"), SQL(insert)) for n, insert in enumerate(also, 1)]
-    return (SQL("WITH ") + SQL(", ").join(parts) + SQL(log_queries.SELECT_APPENDED)).as_bytes()
+    events = log_queries.INSERT_EVENT if single else log_queries.INSERT_EVENTS
+    return ((SQL("WITH ") + SQL(", ").join(parts) if parts else SQL("")) + SQL(events)).as_bytes()
 
 
 def read_row(table: Table[S], key: str) -> Plan[S | None]:
     """Read the state in the row of a key; None when there is no row."""
     rows = yield Step(table.select_row, (key,))
     return table.projection.state(table.values(rows[0])) if rows else None
+
+
+def read_rows(table: Table[S], keys: Sequence[str]) -> Plan[dict[str, S]]:
+    """Read the states in the rows of many keys, as of one moment; without those that have no row."""
+    rows = yield Step(table.select_rows, (list(keys),))
+    return {row[0]: table.projection.state(table.values(row)) for row in rows}
 
 
 def check(table: Table[S]) -> Plan[None]:
@@ -149,6 +199,6 @@ def build(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> 
         for event in events:
             state = table.projection.fold(state if event.version > 1 else None, event)
             rows[event.stream_id] = table.projection.row(state)
-        yield Step(table.upsert, table.upsert_params(list(rows.values())))
+        yield Step(table.upsert.as_bytes(), table.upsert_params(list(rows.values())))
         after = (events[-1].stream_id, events[-1].version)
         progress(len(events))

@@ -29,14 +29,17 @@ GRANT: Final[LiteralString] = """
     $$
 """
 
-# The upsert: the same text for live writes, repair, catch-up and rebuild.
+# The upsert: the same text for live writes, repair, catch-up and rebuild; of one row, or of an array a column.
 UPSERT: Final[LiteralString] = """
     INSERT INTO {table} AS stored ({columns})
     SELECT {values}
-    FROM unnest({arrays}) AS folded ({columns})
-    ORDER BY folded.{key}
+    FROM {rows} AS folded ({columns})
+    {ordered}
     ON CONFLICT ({key}) DO UPDATE SET {assignments}
 """
+ONE_ROW: Final[LiteralString] = "(SELECT {parameters})"
+MANY_ROWS: Final[LiteralString] = "unnest({parameters})"
+ORDERED: Final[LiteralString] = "ORDER BY folded.{key}"
 UNLESS_NEWER: Final[LiteralString] = "WHERE stored.version < excluded.version"
 
 SELECT_ROW: Final[LiteralString] = "SELECT {selected} FROM ONLY {table} AS stored WHERE {key} = %s"
@@ -53,18 +56,21 @@ SELECT_ORPHANS: Final[LiteralString] = """
 
 COUNT: Final[LiteralString] = "SELECT count(*) FROM ONLY {table}"
 
-# The end of a stream, and its row (NULLs where there is none), as of one moment.
+# The ends of streams, and their rows (NULLs where there is none), as of one moment.
 LOAD: Final[LiteralString] = """
-    SELECT last.version, last.hash, {selected}
-    FROM (
+    SELECT wanted.stream_id, last.version, last.hash, {selected}
+    FROM {wanted} AS wanted (stream_id)
+    CROSS JOIN LATERAL (
         SELECT version, hash
         FROM ONLY command_registry.events
-        WHERE stream_id = %s
+        WHERE stream_id = wanted.stream_id
         ORDER BY version DESC
         LIMIT 1
     ) AS last
-    LEFT JOIN ONLY {table} AS stored ON stored.{key} = %s
+    LEFT JOIN ONLY {table} AS stored ON stored.{key} = wanted.stream_id
 """
+ONE_STREAM: Final[LiteralString] = "(SELECT %s::text)"
+MANY_STREAMS: Final[LiteralString] = "unnest(%s::text[])"
 
 TABLE_EXISTS: Final[LiteralString] = "SELECT to_regclass(%s) IS NOT NULL"
 

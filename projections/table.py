@@ -62,22 +62,32 @@ class Table(Generic[S]):
     @cached_property
     def upsert(self) -> Composed:
         """The statement that writes rows, given as one array a column (`upsert_params`)."""
-        kinds = self.projection.columns
-        key = self._columns[0]
+        kinds = [SQL(_sent_as(kind)) + SQL("[]") for kind in self.projection.columns.values()]
+        return self._upsert(queries.MANY_ROWS, kinds, self._sql(queries.ORDERED))
+
+    @cached_property
+    def upsert_row(self) -> Composed:
+        """The same for one row, given by its values."""
+        kinds = [SQL(_sent_as(kind)) for kind in self.projection.columns.values()]
+        return self._upsert(queries.ONE_ROW, kinds, Composed([]))
+
+    def _upsert(self, rows: LiteralString, kinds: Sequence[Composable], ordered: Composed) -> Composed:
+        columns, key = self.projection.columns, self._columns[0]
         statement = self._sql(
             queries.UPSERT,
             columns=_identifiers(self._columns),
-            values=SQL(", ").join(SQL("folded.{}").format(Identifier(name)) + _cast(kinds[name]) for name in kinds),
-            arrays=SQL(", ").join(SQL("%s::") + SQL(_sent_as(kind)) + SQL("[]") for kind in kinds.values()),
+            values=SQL(", ").join(SQL("folded.{}").format(Identifier(name)) + _cast(columns[name]) for name in columns),
+            rows=SQL(rows).format(parameters=SQL(", ").join(SQL("%s::") + kind for kind in kinds)),
+            ordered=ordered,
             assignments=SQL(", ").join(
                 SQL("{0} = excluded.{0}").format(Identifier(name)) for name in self._columns if name != key
             ),
         )
-        return statement + SQL(queries.UNLESS_NEWER) if "version" in kinds else statement
+        return statement + SQL(queries.UNLESS_NEWER) if "version" in columns else statement
 
     def upsert_params(self, rows: Sequence[Values]) -> tuple[list[Any], ...]:
         """Turn rows into the parameters of `upsert`."""
-        return tuple(list(column) for column in zip(*rows, strict=True))
+        return tuple(map(list, zip(*rows, strict=True)))
 
     @cached_property
     def select_row(self) -> bytes:
@@ -101,8 +111,16 @@ class Table(Generic[S]):
 
     @cached_property
     def load(self) -> bytes:
-        """The statement that reads the end of a stream, and the row of the same key."""
-        return self._sql(queries.LOAD, selected=self._selected).as_bytes()
+        """The statement that reads the ends of streams, and the rows of the same keys."""
+        return self._load(queries.MANY_STREAMS)
+
+    @cached_property
+    def load_one(self) -> bytes:
+        """The same for one stream."""
+        return self._load(queries.ONE_STREAM)
+
+    def _load(self, wanted: LiteralString) -> bytes:
+        return self._sql(queries.LOAD, selected=self._selected, wanted=SQL(wanted)).as_bytes()
 
     def stream_version(self, values: Values) -> int:
         """Tell which version of its stream a row of an inline projection reflects."""
