@@ -4,9 +4,10 @@ Event objects are frozen pydantic models. A model's fields become the keys of on
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -42,9 +43,15 @@ def encode_json(value: object) -> str:
     return orjson.dumps(value, default=_model_fields, option=orjson.OPT_UTC_Z).decode()
 
 
+@cache
+def _is_model(kind: Hashable) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _model_fields(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return {name: field for name, field in value if field is not None}
+    kind: Any = type(value)
+    if _is_model(kind):
+        return {name: field for name, field in vars(value).items() if field is not None}
     raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 

@@ -82,9 +82,9 @@ def _not_lent(error: Exception, timeout: float, pool: ConnectionPool[Any] | Asyn
     stats = pool.get_stats()
     if stats.get("pool_size", 0) >= pool.max_size and not stats.get("pool_available", 0):
         return Unavailable(
-            f"all {pool.max_size} connections were busy for {timeout:.0f} s: raise pool_size, or call less"
+            f"all {pool.max_size} connections were busy for {timeout:.2g} s: raise pool_size, or call less"
         )
-    return Unavailable(f"no connection to Postgres within {timeout:.0f} s: {error.__cause__ or error}")
+    return Unavailable(f"no connection to Postgres within {timeout:.2g} s: {error.__cause__ or error}")
 
 
 class Database:
@@ -133,6 +133,11 @@ class Database:
             raise Unavailable(f"cannot connect to Postgres: {error}") from error
         self._pool.open()
         self._watch.open()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or not opened yet."""
+        return self._pool.closed
 
     def close(self) -> None:
         """Close every connection."""
@@ -228,6 +233,11 @@ class AsyncDatabase:
         await connection.close()
         await self._pool.open()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or not opened yet."""
+        return self._pool.closed
+
     async def close(self) -> None:
         """Close every connection."""
         await self._pool.close()
@@ -237,7 +247,7 @@ class AsyncDatabase:
         plan: Plan[T],
         connection: AsyncConnection[Any] | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as `Database` has it
+        timeout: float | None = None,
         lasting: bool = False,
     ) -> T:
         """Run a plan over a connection of the pool, or over the caller's, in the transaction it has or begins.
@@ -250,7 +260,7 @@ class AsyncDatabase:
         return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, time_left, self.metrics)
 
     @asynccontextmanager
-    async def _lend(self, timeout: float) -> AsyncIterator[AsyncLine]:  # noqa: ASYNC109 - the pool's own
+    async def _lend(self, timeout: float) -> AsyncIterator[AsyncLine]:
         try:
             connection = await self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
@@ -261,7 +271,7 @@ class AsyncDatabase:
             await self._pool.putconn(connection)
 
     @asynccontextmanager
-    async def _lend_until(self, timeout: float) -> AsyncIterator[AsyncLine]:  # noqa: ASYNC109 - as `_lend`
+    async def _lend_until(self, timeout: float) -> AsyncIterator[AsyncLine]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         async with self._lend(timeout) as connection:

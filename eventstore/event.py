@@ -69,6 +69,8 @@ def check_instant(field: str, value: datetime) -> datetime:
     Raises:
         InvalidEvent: it is naive, or outside the years 1..9999 in UTC; the error names `field`.
     """
+    if value.tzinfo is UTC:
+        return value
     if value.utcoffset() is None:
         raise InvalidEvent(field, "must have a time zone, such as datetime.now(UTC) has")
     try:

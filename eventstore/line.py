@@ -1,25 +1,27 @@
 """Our own connections, with the shortest way to a statement that is sent over and over.
 
 psycopg's cursors adapt each parameter and each array element in Python, and set up a cursor for each statement. Most of
-a registry's statements are the same few, so a `Line` keeps them prepared (from psycopg's own `prepare_threshold` on, and
-never when that is None), sends parameters as text (`eventstore.parameters`), and reads answers in binary by psycopg's own
-loaders.
+a registry's statements are the same few, so a `Line` keeps them prepared (from psycopg's own `prepare_threshold` on;
+when that is None, never), sends parameters as text (`eventstore.parameters`), and reads answers in binary, by psycopg's
+own loaders.
 """
 
 import re
+import select
 from collections.abc import Generator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from typing import Any, Final, TypeAlias
 
 from psycopg import AsyncConnection, Connection, pq
 from psycopg.adapt import Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import OperationalError, error_from_result
 from psycopg.generators import execute
+from psycopg.pq.abc import PGresult
 
 from eventstore.parameters import as_parameter
 
-__all__ = ["AsyncLine", "Line", "Row", "Statement"]
+__all__ = ["AsyncLine", "Line", "NeverSent", "Row", "Statement"]
 
 Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = str | bytes
@@ -36,6 +38,10 @@ def _numbered(statement: Statement) -> bytes:
     return _PLACEHOLDER.sub(lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), encoded)
 
 
+class NeverSent(OperationalError):
+    """The connection was found broken before the statement was sent: it is certain not to have happened."""
+
+
 class _Statements:
     """The statements of one connection: how often each was sent, and the names of those that are prepared."""
 
@@ -44,6 +50,8 @@ class _Statements:
         self._pgconn = connection.pgconn
         self._loaders = Transformer(connection)
         self._sent: dict[Statement, int] = {}
+        self._news = select.poll()
+        self._news.register(self._pgconn.socket, select.POLLIN)
         self._names: dict[Statement, bytes] = {}
 
     def ask(self, statement: Statement, params: Sequence[object]) -> Generator[Any, Any, list[Row]]:
@@ -53,6 +61,8 @@ class _Statements:
             psycopg.Error: the server objects, or is lost.
         """
         values = [as_parameter(param) for param in params]
+        if self._news.poll(0):  # the server speaks unasked: to say good-bye, most likely
+            self._listen()
         name = self._names.get(statement)
         if name is None:
             name = yield from self._prepared(statement)
@@ -61,6 +71,14 @@ class _Statements:
         else:
             self._pgconn.send_query_prepared(name, values, result_format=pq.Format.BINARY)
         return self._rows((yield from execute(self._pgconn)))
+
+    def _listen(self) -> None:
+        try:
+            self._pgconn.consume_input()
+        except OperationalError as error:
+            raise NeverSent(str(error)) from error
+        if self._pgconn.status != pq.ConnStatus.OK:
+            raise NeverSent("the server has closed the connection")
 
     def _prepared(self, statement: Statement) -> Generator[Any, Any, bytes | None]:
         threshold = self._connection.prepare_threshold
@@ -73,14 +91,14 @@ class _Statements:
         self._names[statement] = name
         return name
 
-    def _rows(self, results: Sequence[Any]) -> list[Row]:
+    def _rows(self, results: Sequence[PGresult]) -> list[Row]:
         result = self._checked(results)
         if result.status != pq.ExecStatus.TUPLES_OK:
             return []
         self._loaders.set_pgresult(result)
         return self._loaders.load_rows(0, result.ntuples, tuple)
 
-    def _checked(self, results: Sequence[Any]) -> Any:
+    def _checked(self, results: Sequence[PGresult]) -> PGresult:
         result = results[-1]
         if result.status not in _ANSWERED:
             raise error_from_result(result)
@@ -90,9 +108,9 @@ class _Statements:
 class Line(Connection[Row]):
     """A connection that is ours alone, in autocommit."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._statements = _Statements(self)
+    @cached_property
+    def _statements(self) -> _Statements:
+        return _Statements(self)
 
     def ask(self, statement: Statement, params: Sequence[object]) -> list[Row]:
         """Send one statement and read its rows.
@@ -106,9 +124,9 @@ class Line(Connection[Row]):
 class AsyncLine(AsyncConnection[Row]):
     """A connection that is ours alone, in autocommit, for asyncio."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._statements = _Statements(self)
+    @cached_property
+    def _statements(self) -> _Statements:
+        return _Statements(self)
 
     async def ask(self, statement: Statement, params: Sequence[object]) -> list[Row]:
         """Send one statement and read its rows.

@@ -21,8 +21,8 @@ __all__ = [
     "append",
     "check_limit",
     "event_params",
+    "event_params_single",
     "events_params",
-    "one_event_params",
     "read_all_streams",
     "read_log",
     "read_stream",
@@ -133,18 +133,32 @@ def check_limit(limit: int) -> int:
     return limit
 
 
-def event_params(events: Sequence[StreamEvent], end: StreamEnd | None) -> tuple[list[object], ...]:
+def event_params(events: Sequence[StreamEvent], end: StreamEnd | None) -> tuple[object, ...]:
     """Give the parameters of `queries.INSERT_EVENTS`, for events of one stream that follow its end."""
     return events_params([(event, end) for event in events])
 
 
-def events_params(events: Sequence[tuple[StreamEvent, StreamEnd | None]]) -> tuple[list[object], ...]:
-    """Give the parameters of `queries.INSERT_EVENTS`: events of any streams, each with the end its stream had before."""
-    return tuple(map(list, zip(*[one_event_params(event, end) for event, end in events], strict=True)))
+def events_params(
+    events: Sequence[tuple[StreamEvent, StreamEnd | None]], patience: int | None = None
+) -> tuple[object, ...]:
+    """Give the parameters of `queries.INSERT_EVENTS`: events of any streams, each with the end its stream had before.
+
+    `patience`: how long the statement may wait for other transactions, in milliseconds.
+    """
+    columns = zip(*[_event_values(event, end) for event, end in events], strict=True)
+    return (*map(list, columns), _milliseconds(patience))
 
 
-def one_event_params(event: StreamEvent, end: StreamEnd | None) -> tuple[object, ...]:
-    """Give the parameters of `queries.INSERT_EVENT`: an event, and the end its stream had before."""
+def event_params_single(event: StreamEvent, end: StreamEnd | None, patience: int | None = None) -> tuple[object, ...]:
+    """Give the parameters of `queries.INSERT_EVENT`, as `events_params` does."""
+    return (*_event_values(event, end), _milliseconds(patience))
+
+
+def _milliseconds(patience: int | None) -> str | None:
+    return None if patience is None else f"{patience}ms"
+
+
+def _event_values(event: StreamEvent, end: StreamEnd | None) -> tuple[object, ...]:
     end_version, end_hash = end or (0, None)
     return (
         event.stream_id,

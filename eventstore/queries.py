@@ -23,6 +23,8 @@ _EVENT_COLUMNS: Final[LiteralString] = """
 # An event is filed under its own transaction or that of the event before it, whichever is later: so the order of the
 # log never contradicts that of a stream, not even when an old transaction adds to a stream that a younger one began.
 # (Readers wait for both to end, so nothing is skipped.)
+# The last parameter: for how many milliseconds the statement may wait for other transactions (NULL: as long as the
+# session says).
 _INSERT: Final[LiteralString] = """
     INSERT INTO command_registry.events
         (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, transaction_id)
@@ -48,6 +50,9 @@ _AS_NEW: Final[LiteralString] = """
             AND stored.hash = new.end_hash
         LIMIT 1
     ) AS stream_end ON true
+    CROSS JOIN (
+        SELECT set_config('lock_timeout', coalesce(%s::text, current_setting('lock_timeout')), true)
+    ) AS patience
 """
 
 # One event costs a third less this way than as arrays of one.

@@ -7,6 +7,7 @@ it went wrong:
 * `Refused`: the server refused to write because of a constraint; nothing was written.
 * `Lost`: the connection broke during a step that writes, so it may or may not be committed; the plan goes on over
   another connection. (A step that only reads is simply asked again.)
+* `Blocked`: it waited for another transaction for as long as it may; nothing was written.
 * `Unavailable`: no connection could be had before the deadline, or the server refused the step for as long (it is
   read-only; deadlocks, serialization failures, again and again).
 * `psycopg.Error`: whatever else the server objects to.
@@ -36,11 +37,12 @@ from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Composed
 
 from eventstore.errors import EventStoreError, Unavailable
-from eventstore.line import AsyncLine, Line, Row
+from eventstore.line import AsyncLine, Line, NeverSent, Row
 from eventstore.metrics import Metrics
 
 __all__ = [
     "AsyncConnections",
+    "Blocked",
     "Connections",
     "Lost",
     "Plan",
@@ -63,12 +65,14 @@ class Step:
     """One statement, or (with `params` None) a script of several.
 
     `writes`: in a caller's transaction it runs under a savepoint, so that a refusal leaves the transaction usable; and
-    when the connection is lost, the plan is told.
+    when the connection is lost, the plan is told. `sending` is called when there is a connection to send it over, each
+    time it is sent.
     """
 
     sql: Query
     params: Sequence[object] | None = ()
     writes: bool = False
+    sending: Callable[[], None] | None = None
 
 
 Plan: TypeAlias = Generator[Step, list[Row], T]
@@ -86,6 +90,10 @@ class Refused(EventStoreError):
 
 class Lost(EventStoreError):
     """The connection was lost during a step that writes: whether it was committed is not known."""
+
+
+class Blocked(Unavailable):
+    """Another transaction holds what the step needs, and did not let go in time; nothing was written."""
 
 
 def constant(value: T) -> Plan[T]:
@@ -149,7 +157,7 @@ class _Execution(Generic[T]):
             self.metrics.conflicts += 1
             self.throw(Refused(error.diag.constraint_name or error.diag.column_name or ""))
         elif isinstance(error, errors.LockNotAvailable):
-            self.throw(Unavailable(f"another transaction did not let go of what this write needs: {error}"))
+            self.throw(Blocked(f"another transaction did not let go of what this write needs: {error}"))
         elif isinstance(error, _UNDONE) and not in_transaction:
             return self._again(error, _MOST_RETRIES)
         elif isinstance(error, _READ_ONLY):
@@ -160,7 +168,7 @@ class _Execution(Generic[T]):
             raise Unavailable(f"connection lost, and the transaction with it: {error}") from error
         elif not lost:
             self.throw(error)
-        elif step is not None and step.writes:
+        elif step is not None and step.writes and not isinstance(error, NeverSent):
             self.throw(Lost(str(error)))
         return 0.0
 
@@ -243,6 +251,8 @@ def _drive(connection: Connection[Any], execution: _Execution[T]) -> None:
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
         sent = time.perf_counter()
+        if step.sending is not None:
+            step.sending()
         try:
             with _savepoint(connection) if step.writes and in_transaction else nullcontext():
                 rows = _take(connection, step)
@@ -285,7 +295,7 @@ def _savepoint(connection: Connection[Any]) -> Iterator[None]:
 async def arun(
     connections: AsyncConnections,
     plan: Plan[T],
-    timeout: float,  # noqa: ASYNC109 - as `run` has it
+    timeout: float,
     metrics: Metrics | None = None,
 ) -> T:
     """Run a plan as `run` does, over asynchronous connections."""
@@ -305,6 +315,8 @@ async def _adrive(connection: AsyncConnection[Any], execution: _Execution[T]) ->
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
         sent = time.perf_counter()
+        if step.sending is not None:
+            step.sending()
         try:
             async with _asavepoint(connection) if step.writes and in_transaction else nullcontext():
                 rows = await _atake(connection, step)

@@ -102,10 +102,13 @@ def append_step(
     tables: Sequence[tuple[Table[Any], Sequence[Values]]],
     events: Sequence[tuple[StreamEvent, StreamEnd | None]],
     *also: Also,
+    patience: int | None = None,
+    sending: Callable[[], None] | None = None,
 ) -> Step:
     """Make the statement that appends chained events of any streams, and writes the rows folded from them.
 
-    Each event comes with the end that its stream had before them all.
+    Each event comes with the end that its stream had before them all. `patience`: how long it may wait for other
+    transactions, in milliseconds (None: as long as the session says). `sending`: see `Step`.
     """
     single = len(events) == 1 and all(len(rows) == 1 for _, rows in tables)
     params: list[object] = []
@@ -113,13 +116,13 @@ def append_step(
         params += rows[0] if single else table.upsert_params(rows)
     for insert in also:
         params += insert.params
-    params += log.one_event_params(*events[0]) if single else log.events_params(events)
+    params += log.event_params_single(*events[0], patience) if single else log.events_params(events, patience)
     statement = append_statement(tuple(table for table, _ in tables), tuple(insert.sql for insert in also), single)
-    return Step(statement, params, writes=True)
+    return Step(statement, params, writes=True, sending=sending)
 
 
 @lru_cache
-def append_statement(tables: tuple[Table[Any], ...], also: tuple[LiteralString, ...], single: bool) -> bytes:  # noqa: FBT001
+def append_statement(tables: tuple[Table[Any], ...], also: tuple[LiteralString, ...], single: bool) -> bytes:
     """Make the text of an append: of a single event and row a table, or of many.
 
     The events come last, as the statement itself: they are inserted before anything that stands in its WITH.
@@ -139,10 +142,10 @@ def read_row(table: Table[S], key: str) -> Plan[S | None]:
     return table.projection.state(table.values(rows[0])) if rows else None
 
 
-def read_rows(table: Table[S], keys: Sequence[str]) -> Plan[dict[str, S]]:
-    """Read the states in the rows of many keys, as of one moment; without those that have no row."""
+def read_rows(table: Table[S], keys: Sequence[str]) -> Plan[dict[str, Values]]:
+    """Read the rows of many keys, as of one moment; without those that have none. `Projection.state` makes states."""
     rows = yield Step(table.select_rows, (list(keys),))
-    return {row[0]: table.projection.state(table.values(row)) for row in rows}
+    return {row[0]: table.values(row) for row in rows}
 
 
 def check(table: Table[S]) -> Plan[None]:

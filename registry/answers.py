@@ -1,14 +1,15 @@
 """What the queries answer, made from a command's status."""
 
 from registry.deployments import delivery_mode
-from registry.models import CommandAccessContext, CommandEnvelopeData, CommandMetadata, CommandStatus
+from registry.models import CommandAccessContext, CommandEnvelopeData, CommandMetadata, CommandStatus, trusted
 
 __all__ = ["access_context", "envelope", "metadata"]
 
 
 def metadata(status: CommandStatus) -> CommandMetadata:
     """Make the answer of `create_command`."""
-    return CommandMetadata(
+    return trusted(
+        CommandMetadata,
         command_id=status.command_id,
         deployment_model=status.deployment_model,
         project_id=status.project_id,
@@ -19,7 +20,8 @@ def metadata(status: CommandStatus) -> CommandMetadata:
 
 def envelope(status: CommandStatus) -> CommandEnvelopeData:
     """Make the answer of `get_command_metadata`."""
-    return CommandEnvelopeData(
+    return trusted(
+        CommandEnvelopeData,
         command_id=status.command_id,
         deployment_id=status.deployment_id,
         command=status.command,
@@ -35,7 +37,8 @@ def envelope(status: CommandStatus) -> CommandEnvelopeData:
 
 def access_context(status: CommandStatus) -> CommandAccessContext:
     """Make the answer of `get_command_access_context`."""
-    return CommandAccessContext(
+    return trusted(
+        CommandAccessContext,
         workspace_id=status.workspace_id,
         project_id=status.project_id,
         deployment_id=status.deployment_id,

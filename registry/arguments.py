@@ -14,7 +14,16 @@ from registry.errors import CommandNotFound, InvalidCommand
 from registry.lifecycle import CommandState
 from registry.models import EventContext, StateUpdate, accept, check_instant_argument
 
-__all__ = ["completion", "context_of", "dispatch", "existing_id", "expire_limit", "is_possible_id", "state_update"]
+__all__ = [
+    "completion",
+    "context_of",
+    "dispatch",
+    "existing_id",
+    "expire_limit",
+    "is_possible_id",
+    "state_update",
+    "time_limit",
+]
 
 
 def is_possible_id(command_id: object) -> bool:
@@ -94,3 +103,19 @@ def expire_limit(limit: int) -> int:
         return check_limit(limit)
     except InvalidEvent as error:
         raise InvalidCommand(error.field, error.problem) from None
+
+
+LONGEST_TIMEOUT = 1_000_000.0
+
+
+def time_limit(timeout: float) -> float:
+    """Check how long a call may take, in seconds.
+
+    Raises:
+        InvalidCommand: it is no number above 0, at most a million.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise InvalidCommand("timeout", f"must be a number of seconds, not {type(timeout).__name__}")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise InvalidCommand("timeout", f"must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds, not {timeout}")
+    return timeout

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from psycopg import AsyncConnection, Connection
 from pydantic import JsonValue
 
+from eventstore.database import DEFAULT_TIMEOUT
 from eventstore.event import RecordedEvent
 from registry import answers, arguments, decider
-from registry.decider import Decide
+from registry.decider import Clock, Decide
 from registry.deployments import Deployment, resolve, running
-from registry.errors import CommandNotFound
 from registry.history import HistoryEntry, history_entry, moment, status_at
 from registry.lifecycle import CommandState
 from registry.models import (
@@ -26,7 +26,6 @@ from registry.models import (
     accept,
     check_instant_argument,
 )
-from registry.plans import Clock
 from registry.protocol import DEFAULT_EXPIRE_LIMIT
 
 __all__ = ["AsyncRegistryCalls", "RegistryCalls", "utc_now"]
@@ -42,33 +41,55 @@ def utc_now() -> datetime:
 class RegistryCalls(ABC):
     """The calls of `CommandRegistry`, over the primitives of a storage."""
 
-    def __init__(self, clock: Clock = utc_now) -> None:
+    def __init__(self, clock: Clock = utc_now, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._clock = clock
+        self._timeout = arguments.time_limit(timeout)
+
+    def _time(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else arguments.time_limit(timeout)
 
     @abstractmethod
-    def _create(self, call: NewCommand, context: EventContext, connection: Connection[Any] | None) -> CommandStatus:
+    def _create(
+        self, call: NewCommand, context: EventContext, connection: Connection[Any] | None, timeout: float
+    ) -> CommandStatus:
         """Create a command."""
 
     @abstractmethod
     def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: Connection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
     ) -> R:
         """Decide on a command's fresh status, and append what follows."""
 
     @abstractmethod
-    def _status(self, command_id: str) -> CommandStatus | None:
+    def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        """Do the same to many commands; None for those that are not there."""
+
+    @abstractmethod
+    def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
         """Read a command's status."""
 
     @abstractmethod
-    def _events(self, command_id: str) -> Sequence[RecordedEvent]:
+    def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
         """Read a command's events."""
 
     @abstractmethod
-    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None) -> Sequence[str]:
+    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None, timeout: float) -> Sequence[str]:
         """Find commands whose deadline has passed, the most overdue first."""
 
     @abstractmethod
-    def _deployment(self, deployment_id: str) -> Deployment | None:
+    def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         """Look a deployment up."""
 
     def create_command(
@@ -83,6 +104,7 @@ class RegistryCalls(ABC):
         target: str | None = None,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> CommandMetadata:
         """As `CommandRegistry.create_command`."""
         call = accept(
@@ -95,29 +117,38 @@ class RegistryCalls(ABC):
             idempotency_key=idempotency_key,
             target=target,
         )
-        return answers.metadata(self._create(call, arguments.context_of(context), connection))
+        return answers.metadata(self._create(call, arguments.context_of(context), connection, self._time(timeout)))
 
-    def _any_status(self, command_id: str) -> CommandStatus | None:
-        return self._status(command_id) if arguments.is_possible_id(command_id) else None
+    def _any_status(self, command_id: str, timeout: float | None) -> CommandStatus | None:
+        return self._status(command_id, self._time(timeout)) if arguments.is_possible_id(command_id) else None
 
-    def get_command_metadata(self, command_id: str) -> CommandEnvelopeData | None:
+    def get_command_metadata(self, command_id: str, *, timeout: float | None = None) -> CommandEnvelopeData | None:
         """As `CommandRegistry.get_command_metadata`."""
-        status = self._any_status(command_id)
+        status = self._any_status(command_id, timeout)
         return None if status is None else answers.envelope(status)
 
-    def get_command_status(self, command_id: str) -> CommandStatus | None:
+    def get_command_status(self, command_id: str, *, timeout: float | None = None) -> CommandStatus | None:
         """As `CommandRegistry.get_command_status`."""
-        return self._any_status(command_id)
+        return self._any_status(command_id, timeout)
 
-    def get_command_access_context(self, command_id: str) -> CommandAccessContext | None:
+    def get_command_access_context(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandAccessContext | None:
         """As `CommandRegistry.get_command_access_context`."""
-        status = self._any_status(command_id)
+        status = self._any_status(command_id, timeout)
         return None if status is None else answers.access_context(status)
 
     def _decide(
-        self, command_id: str, decide: Decide[R], context: EventContext | None, connection: Connection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext | None,
+        connection: Connection[Any] | None,
+        timeout: float | None,
     ) -> R:
-        return self._write(arguments.existing_id(command_id), decide, arguments.context_of(context), connection)
+        return self._write(
+            arguments.existing_id(command_id), decide, arguments.context_of(context), connection, self._time(timeout)
+        )
 
     def update_command_state(
         self,
@@ -130,10 +161,11 @@ class RegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.update_command_state`."""
         decide = arguments.state_update(state, dispatched_at, completed_at, response_size_bytes, error)
-        return self._decide(command_id, decide, context, connection)
+        return self._decide(command_id, decide, context, connection, timeout)
 
     def complete_command(
         self,
@@ -145,10 +177,11 @@ class RegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.complete_command`."""
         decide = arguments.completion(state, completed_at, response_size_bytes, error)
-        return self._decide(command_id, decide, context, connection)
+        return self._decide(command_id, decide, context, connection, timeout)
 
     def mark_dispatched_if_not_terminal(
         self,
@@ -157,19 +190,27 @@ class RegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.mark_dispatched_if_not_terminal`."""
-        return self._decide(command_id, arguments.dispatch(dispatched_at), context, connection)
+        return self._decide(command_id, arguments.dispatch(dispatched_at), context, connection, timeout)
 
     def increment_attempt(
-        self, command_id: str, *, context: EventContext | None = None, connection: Connection[Any] | None = None
+        self,
+        command_id: str,
+        *,
+        context: EventContext | None = None,
+        connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """As `CommandRegistry.increment_attempt`."""
-        return self._decide(command_id, decider.increment_attempt, context, connection)
+        return self._decide(command_id, decider.increment_attempt, context, connection, timeout)
 
-    def resolve_target(self, deployment_id: str, requested: str | None = None) -> ResolvedTarget:
+    def resolve_target(
+        self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
+    ) -> ResolvedTarget:
         """As `CommandRegistry.resolve_target`."""
-        deployment = self._deployment(deployment_id)
+        deployment = self._deployment(deployment_id, self._time(timeout))
         return resolve(running(deployment_id, deployment), requested)
 
     def expire_overdue(
@@ -179,69 +220,91 @@ class RegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[str]:
         """As `CommandRegistry.expire_overdue`."""
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
-        overdue = self._overdue(until, arguments.expire_limit(limit), connection)
-        return [command_id for command_id in overdue if self._expire(command_id, decide, context, connection)]
+        time_left = self._time(timeout)
+        overdue = self._overdue(until, arguments.expire_limit(limit), connection, time_left)
+        expired = self._write_each(overdue, decide, arguments.context_of(context), connection, time_left)
+        return [command_id for command_id, done in zip(overdue, expired, strict=True) if done]
 
-    def _expire(
-        self, command_id: str, decide: Decide[bool], context: EventContext | None, connection: Connection[Any] | None
-    ) -> bool:
-        try:
-            return self._decide(command_id, decide, context, connection)
-        except CommandNotFound:  # a row without events: for `verify` to tell of, and not to stop the others
-            return False
-
-    def history(self, command_id: str) -> list[HistoryEntry]:
+    def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """As `CommandRegistry.history`."""
         if not arguments.is_possible_id(command_id):
             return []
-        return [history_entry(event) for event in self._events(command_id)]
+        return [history_entry(event) for event in self._events(command_id, self._time(timeout))]
 
     def status_at(
-        self, command_id: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        command_id: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> CommandStatus | None:
         """As `CommandRegistry.status_at`."""
         when = moment(at, version)
         if not arguments.is_possible_id(command_id):
             return None
-        return status_at(self._events(command_id), when)
+        return status_at(self._events(command_id, self._time(timeout)), when)
 
 
 class AsyncRegistryCalls(ABC):
     """The calls of `AsyncCommandRegistry`, over the primitives of a storage."""
 
-    def __init__(self, clock: Clock = utc_now) -> None:
+    def __init__(self, clock: Clock = utc_now, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._clock = clock
+        self._timeout = arguments.time_limit(timeout)
+
+    def _time(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else arguments.time_limit(timeout)
 
     @abstractmethod
     async def _create(
-        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None
+        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None, timeout: float
     ) -> CommandStatus:
         """Create a command."""
 
     @abstractmethod
     async def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: AsyncConnection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
     ) -> R:
         """Decide on a command's fresh status, and append what follows."""
 
     @abstractmethod
-    async def _status(self, command_id: str) -> CommandStatus | None:
+    async def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        """Do the same to many commands; None for those that are not there."""
+
+    @abstractmethod
+    async def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
         """Read a command's status."""
 
     @abstractmethod
-    async def _events(self, command_id: str) -> Sequence[RecordedEvent]:
+    async def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
         """Read a command's events."""
 
     @abstractmethod
-    async def _overdue(self, now: datetime, limit: int, connection: AsyncConnection[Any] | None) -> Sequence[str]:
+    async def _overdue(
+        self, now: datetime, limit: int, connection: AsyncConnection[Any] | None, timeout: float
+    ) -> Sequence[str]:
         """Find commands whose deadline has passed, the most overdue first."""
 
     @abstractmethod
-    async def _deployment(self, deployment_id: str) -> Deployment | None:
+    async def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         """Look a deployment up."""
 
     async def create_command(
@@ -256,6 +319,7 @@ class AsyncRegistryCalls(ABC):
         target: str | None = None,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> CommandMetadata:
         """As `AsyncCommandRegistry.create_command`."""
         call = accept(
@@ -268,29 +332,42 @@ class AsyncRegistryCalls(ABC):
             idempotency_key=idempotency_key,
             target=target,
         )
-        return answers.metadata(await self._create(call, arguments.context_of(context), connection))
+        return answers.metadata(
+            await self._create(call, arguments.context_of(context), connection, self._time(timeout))
+        )
 
-    async def _any_status(self, command_id: str) -> CommandStatus | None:
-        return await self._status(command_id) if arguments.is_possible_id(command_id) else None
+    async def _any_status(self, command_id: str, timeout: float | None) -> CommandStatus | None:
+        return await self._status(command_id, self._time(timeout)) if arguments.is_possible_id(command_id) else None
 
-    async def get_command_metadata(self, command_id: str) -> CommandEnvelopeData | None:
+    async def get_command_metadata(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandEnvelopeData | None:
         """As `AsyncCommandRegistry.get_command_metadata`."""
-        status = await self._any_status(command_id)
+        status = await self._any_status(command_id, timeout)
         return None if status is None else answers.envelope(status)
 
-    async def get_command_status(self, command_id: str) -> CommandStatus | None:
+    async def get_command_status(self, command_id: str, *, timeout: float | None = None) -> CommandStatus | None:
         """As `AsyncCommandRegistry.get_command_status`."""
-        return await self._any_status(command_id)
+        return await self._any_status(command_id, timeout)
 
-    async def get_command_access_context(self, command_id: str) -> CommandAccessContext | None:
+    async def get_command_access_context(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandAccessContext | None:
         """As `AsyncCommandRegistry.get_command_access_context`."""
-        status = await self._any_status(command_id)
+        status = await self._any_status(command_id, timeout)
         return None if status is None else answers.access_context(status)
 
     async def _decide(
-        self, command_id: str, decide: Decide[R], context: EventContext | None, connection: AsyncConnection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext | None,
+        connection: AsyncConnection[Any] | None,
+        timeout: float | None,
     ) -> R:
-        return await self._write(arguments.existing_id(command_id), decide, arguments.context_of(context), connection)
+        return await self._write(
+            arguments.existing_id(command_id), decide, arguments.context_of(context), connection, self._time(timeout)
+        )
 
     async def update_command_state(
         self,
@@ -303,10 +380,11 @@ class AsyncRegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `AsyncCommandRegistry.update_command_state`."""
         decide = arguments.state_update(state, dispatched_at, completed_at, response_size_bytes, error)
-        return await self._decide(command_id, decide, context, connection)
+        return await self._decide(command_id, decide, context, connection, timeout)
 
     async def complete_command(
         self,
@@ -318,10 +396,11 @@ class AsyncRegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `AsyncCommandRegistry.complete_command`."""
         decide = arguments.completion(state, completed_at, response_size_bytes, error)
-        return await self._decide(command_id, decide, context, connection)
+        return await self._decide(command_id, decide, context, connection, timeout)
 
     async def mark_dispatched_if_not_terminal(
         self,
@@ -330,19 +409,27 @@ class AsyncRegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `AsyncCommandRegistry.mark_dispatched_if_not_terminal`."""
-        return await self._decide(command_id, arguments.dispatch(dispatched_at), context, connection)
+        return await self._decide(command_id, arguments.dispatch(dispatched_at), context, connection, timeout)
 
     async def increment_attempt(
-        self, command_id: str, *, context: EventContext | None = None, connection: AsyncConnection[Any] | None = None
+        self,
+        command_id: str,
+        *,
+        context: EventContext | None = None,
+        connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """As `AsyncCommandRegistry.increment_attempt`."""
-        return await self._decide(command_id, decider.increment_attempt, context, connection)
+        return await self._decide(command_id, decider.increment_attempt, context, connection, timeout)
 
-    async def resolve_target(self, deployment_id: str, requested: str | None = None) -> ResolvedTarget:
+    async def resolve_target(
+        self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
+    ) -> ResolvedTarget:
         """As `AsyncCommandRegistry.resolve_target`."""
-        deployment = await self._deployment(deployment_id)
+        deployment = await self._deployment(deployment_id, self._time(timeout))
         return resolve(running(deployment_id, deployment), requested)
 
     async def expire_overdue(
@@ -352,36 +439,32 @@ class AsyncRegistryCalls(ABC):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[str]:
         """As `AsyncCommandRegistry.expire_overdue`."""
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
-        overdue = await self._overdue(until, arguments.expire_limit(limit), connection)
-        return [command_id for command_id in overdue if await self._expire(command_id, decide, context, connection)]
+        time_left = self._time(timeout)
+        overdue = await self._overdue(until, arguments.expire_limit(limit), connection, time_left)
+        expired = await self._write_each(overdue, decide, arguments.context_of(context), connection, time_left)
+        return [command_id for command_id, done in zip(overdue, expired, strict=True) if done]
 
-    async def _expire(
-        self,
-        command_id: str,
-        decide: Decide[bool],
-        context: EventContext | None,
-        connection: AsyncConnection[Any] | None,
-    ) -> bool:
-        try:
-            return await self._decide(command_id, decide, context, connection)
-        except CommandNotFound:  # a row without events: for `verify` to tell of, and not to stop the others
-            return False
-
-    async def history(self, command_id: str) -> list[HistoryEntry]:
+    async def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """As `AsyncCommandRegistry.history`."""
         if not arguments.is_possible_id(command_id):
             return []
-        return [history_entry(event) for event in await self._events(command_id)]
+        return [history_entry(event) for event in await self._events(command_id, self._time(timeout))]
 
     async def status_at(
-        self, command_id: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        command_id: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> CommandStatus | None:
         """As `AsyncCommandRegistry.status_at`."""
         when = moment(at, version)
         if not arguments.is_possible_id(command_id):
             return None
-        return status_at(await self._events(command_id), when)
+        return status_at(await self._events(command_id, self._time(timeout)), when)

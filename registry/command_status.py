@@ -14,7 +14,8 @@ from projections.table import Table
 from registry import queries
 from registry.decider import evolve
 from registry.events import CODEC
-from registry.models import CommandStatus, Target
+from registry.lifecycle import CommandState
+from registry.models import CommandStatus, DeploymentModel, ResourceType, target_of, trusted
 
 __all__ = ["COMMAND_STATUS", "SELECT_OVERDUE", "CommandStatusProjection"]
 
@@ -62,20 +63,53 @@ class CommandStatusProjection(Projection[CommandStatus]):
 
     def row(self, state: CommandStatus) -> Values:
         """Make the row of a status."""
-        values = dict(state)
-        target: Target | None = values.pop("target")
-        values["target_resource_id"] = target.resource_id if target else None
-        values["target_resource_type"] = target.resource_type if target else None
-        values["error"] = None if state.error is None else encode_json(state.error)
-        return tuple(values[name] for name in _COLUMNS)
+        target = state.target
+        return (
+            state.command_id,
+            state.workspace_id,
+            state.project_id,
+            state.deployment_id,
+            state.command,
+            state.state,
+            state.attempt,
+            state.deadline,
+            state.created_at,
+            state.dispatched_at,
+            state.completed_at,
+            None if state.error is None else encode_json(state.error),
+            state.request_size_bytes,
+            state.response_size_bytes,
+            state.deployment_model,
+            target and target.resource_id,
+            target and target.resource_type,
+            state.version,
+        )
 
     def state(self, row: Values) -> CommandStatus:
         """Make the status of a row."""
-        values = dict(zip(_COLUMNS, row, strict=True))
-        resource_id, resource_type = values.pop("target_resource_id"), values.pop("target_resource_type")
-        values["error"] = None if values["error"] is None else orjson.loads(values["error"])
-        values["target"] = resource_id and Target(resource_id=resource_id, resource_type=resource_type)
-        return CommandStatus(**values)
+        *before, error, request_size, response_size, model, resource_id, resource_type, version = row
+        command_id, workspace_id, project_id, deployment_id, command, state, attempt, *instants = before
+        deadline, created_at, dispatched_at, completed_at = instants
+        return trusted(
+            CommandStatus,
+            command_id=command_id,
+            workspace_id=workspace_id,
+            project_id=project_id,
+            deployment_id=deployment_id,
+            command=command,
+            state=CommandState(state),
+            attempt=attempt,
+            deadline=deadline,
+            created_at=created_at,
+            dispatched_at=dispatched_at,
+            completed_at=completed_at,
+            error=None if error is None else orjson.loads(error),
+            request_size_bytes=request_size,
+            response_size_bytes=response_size,
+            deployment_model=DeploymentModel(model),
+            target=None if resource_id is None else target_of(resource_id, ResourceType(resource_type)),
+            version=version,
+        )
 
 
 COMMAND_STATUS: Final = Table(CommandStatusProjection())

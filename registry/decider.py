@@ -16,9 +16,10 @@ from registry.deployments import Deployment
 from registry.errors import InvalidCommand, InvalidCommandState, InvalidTransition
 from registry.events import AttemptIncremented, CommandCreated, CommandEvent, CommandTransitioned
 from registry.lifecycle import CommandState, can_transition_to, is_terminal
-from registry.models import MAX_ATTEMPT, CommandStatus, NewCommand, StateUpdate, Target, instant_text
+from registry.models import MAX_ATTEMPT, CommandStatus, NewCommand, StateUpdate, Target, instant_text, trusted
 
 __all__ = [
+    "Clock",
     "Decide",
     "Decision",
     "complete",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+
+Clock: TypeAlias = Callable[[], datetime]
+"""Tells the time that events occur at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def create(
     command_id: str, call: NewCommand, deployment: Deployment, target: Target, created_at: datetime
 ) -> CommandCreated:
     """Create a command of a deployment."""
-    return CommandCreated(
+    return trusted(
+        CommandCreated,
         command_id=command_id,
         workspace_id=deployment.workspace_id,
         project_id=deployment.project_id,
@@ -95,7 +100,16 @@ def complete(update: StateUpdate) -> Decide[bool]:
 
 def mark_dispatched(dispatched_at: datetime) -> Decide[bool]:
     """Note that a command is with its deployment, from any state that is not terminal."""
-    return _unless_terminal(StateUpdate(state=CommandState.DISPATCHED, dispatched_at=dispatched_at))
+    return _unless_terminal(
+        trusted(
+            StateUpdate,
+            state=CommandState.DISPATCHED,
+            dispatched_at=dispatched_at,
+            completed_at=None,
+            response_size_bytes=None,
+            error=None,
+        )
+    )
 
 
 def increment_attempt(status: CommandStatus) -> Decision[int]:
@@ -130,13 +144,15 @@ def _unless_terminal(update: StateUpdate) -> Decide[bool]:
 
 
 _FACTS: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
+_NO_TRANSITION: Final = dict.fromkeys(CommandTransitioned.model_fields)
 
 
 def _transition(status: CommandStatus, update: StateUpdate) -> Decision[bool]:
     facts = {name: value for name in _FACTS if (value := getattr(update, name)) is not None}
+    states = {"from_state": status.state, "to_state": update.state}
     if update.state == status.state and all(_same(value, getattr(status, name)) for name, value in facts.items()):
         return Decision(answer=True)
-    return Decision(True, (CommandTransitioned(from_state=status.state, to_state=update.state, **facts),))
+    return Decision(True, (trusted(CommandTransitioned, **(_NO_TRANSITION | states | facts)),))
 
 
 def _same(new: object, stored: object) -> bool:
@@ -154,24 +170,39 @@ def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:
         case CommandCreated():
             if status is not None:
                 raise ValueError(f"command {event.command_id!r} was created twice")
-            return CommandStatus(
-                **dict(event),
+            return trusted(
+                CommandStatus,
+                command_id=event.command_id,
+                workspace_id=event.workspace_id,
+                project_id=event.project_id,
+                deployment_id=event.deployment_id,
+                command=event.command,
+                state=event.state,
                 attempt=1,
+                deadline=event.deadline,
+                created_at=event.created_at,
                 dispatched_at=None,
                 completed_at=None,
                 error=None,
+                request_size_bytes=event.request_size_bytes,
                 response_size_bytes=None,
+                deployment_model=event.deployment_model,
+                target=event.target,
                 version=1,
             )
         case CommandTransitioned():
             known = _created(status)
             facts = {name: value for name in _FACTS if (value := getattr(event, name)) is not None}
-            return known.model_copy(update={"state": event.to_state, "version": known.version + 1, **facts})
+            return _changed(known, state=event.to_state, **facts)
         case AttemptIncremented():
             known = _created(status)
-            return known.model_copy(update={"attempt": event.attempt, "version": known.version + 1})
+            return _changed(known, attempt=event.attempt)
         case _:
             assert_never(event)
+
+
+def _changed(known: CommandStatus, **facts: object) -> CommandStatus:
+    return trusted(CommandStatus, **(vars(known) | {"version": known.version + 1} | facts))
 
 
 def _created(status: CommandStatus | None) -> CommandStatus:

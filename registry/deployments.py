@@ -1,6 +1,7 @@
 """Deployments, which target of one a command is for, and whether it is pushed there or pulled."""
 
 from collections.abc import Awaitable
+from functools import lru_cache
 from typing import Final, Protocol
 
 from eventstore.event import name_problem
@@ -12,7 +13,17 @@ from registry.errors import (
     TargetIdInvalid,
     TargetNotFound,
 )
-from registry.models import DeliveryMode, DeploymentModel, Model, Name, ResolvedTarget, ResourceType, Target
+from registry.models import (
+    DeliveryMode,
+    DeploymentModel,
+    Model,
+    Name,
+    ResolvedTarget,
+    ResourceType,
+    Target,
+    target_of,
+    trusted,
+)
 
 __all__ = [
     "OPERATOR",
@@ -68,11 +79,9 @@ class FixedDeployments:
 
     def __init__(self, deployment_model: DeploymentModel = DeploymentModel.PULL) -> None:
         self._deployment_model = DeploymentModel(deployment_model)
+        self._deployment = lru_cache(maxsize=1_000)(self._make)
 
-    def get(self, deployment_id: str) -> Deployment | None:
-        """As `DeploymentDirectory.get`; None only for what can be no id."""
-        if name_problem(deployment_id) is not None:
-            return None
+    def _make(self, deployment_id: str) -> Deployment:
         return Deployment(
             id=deployment_id,
             workspace_id="default",
@@ -80,6 +89,10 @@ class FixedDeployments:
             deployment_model=self._deployment_model,
             name=deployment_id,
         )
+
+    def get(self, deployment_id: str) -> Deployment | None:
+        """As `DeploymentDirectory.get`; None only for what can be no id."""
+        return None if name_problem(deployment_id) is not None else self._deployment(deployment_id)
 
 
 async def look_up(directory: DeploymentDirectory | AsyncDeploymentDirectory, deployment_id: str) -> Deployment | None:
@@ -120,12 +133,12 @@ def resolve(deployment: Deployment, requested: str | None) -> ResolvedTarget:
         TargetAmbiguous: none was asked for, and there is more than one.
     """
     target = _only_candidate(deployment) if requested is None else _requested(deployment, requested)
-    return ResolvedTarget(target=target, delivery_mode=delivery_mode(deployment.deployment_model, target))
+    return trusted(ResolvedTarget, target=target, delivery_mode=delivery_mode(deployment.deployment_model, target))
 
 
 def _candidates(deployment: Deployment) -> list[Target]:
     if deployment.targets is None:
-        return [Target(resource_id=deployment.id, resource_type=ResourceType.WORKER)]
+        return [target_of(deployment.id, ResourceType.WORKER)]
     return [target for target in deployment.targets if target.resource_id != OPERATOR]
 
 

@@ -39,7 +39,9 @@ class HistoryEntry(Model):
 
 def metadata_text(context: EventContext, idempotency_key: str | None = None) -> str:
     """Write a context as an event's metadata."""
-    metadata: dict[str, Any] = {name: value for name, value in context if value}
+    metadata: dict[str, Any] = {name: value for name, value in vars(context).items() if value}
+    if not metadata and idempotency_key is None:
+        return "{}"
     if idempotency_key is not None:
         metadata["idempotency_key"] = idempotency_key
     return encode_json(metadata)

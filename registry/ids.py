@@ -12,6 +12,7 @@ from typing import Final
 __all__ = ["new_command_id"]
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 _LENGTH: Final = 28
 _RANDOM_BITS: Final = 96
 
@@ -19,8 +20,8 @@ _RANDOM_BITS: Final = 96
 def new_command_id() -> str:
     """Make an id that no other command has, and that sorts after those made in earlier milliseconds."""
     number = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
-    digits = []
-    for _ in range(_LENGTH):
-        number, digit = divmod(number, 36)
-        digits.append(_DIGITS[digit])
-    return "cmd_" + "".join(reversed(digits))
+    pairs = []
+    for _ in range(_LENGTH // 2):
+        number, pair = divmod(number, 36 * 36)
+        pairs.append(_PAIRS[pair])
+    return "cmd_" + "".join(reversed(pairs))

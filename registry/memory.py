@@ -11,7 +11,7 @@ from eventstore.event import NewEvent, RecordedEvent
 from eventstore.memory import MemoryEventStore, no_transaction
 from registry import decider
 from registry.calls import AsyncRegistryCalls, RegistryCalls, utc_now
-from registry.decider import Decide
+from registry.decider import Clock, Decide
 from registry.deployments import (
     AsyncDeploymentDirectory,
     Deployment,
@@ -27,7 +27,6 @@ from registry.history import metadata_text
 from registry.ids import new_command_id
 from registry.lifecycle import is_terminal
 from registry.models import CommandStatus, EventContext, NewCommand
-from registry.plans import Clock
 
 __all__ = ["AsyncMemoryCommandRegistry", "MemoryCommandRegistry"]
 
@@ -114,27 +113,45 @@ class MemoryCommandRegistry(RegistryCalls):
         self._memory = _Memory(clock)
         self._deployments = deployments or FixedDeployments()
 
-    def _create(self, call: NewCommand, context: EventContext, connection: Connection[Any] | None) -> CommandStatus:
+    def _create(
+        self, call: NewCommand, context: EventContext, connection: Connection[Any] | None, timeout: float
+    ) -> CommandStatus:
         no_transaction(connection)
-        return self._memory.create(call, self._deployment(call.deployment_id), context)
+        return self._memory.create(call, self._deployment(call.deployment_id, timeout), context)
 
     def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: Connection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
     ) -> R:
         no_transaction(connection)
         return self._memory.write(command_id, decide, context)
 
-    def _status(self, command_id: str) -> CommandStatus | None:
+    def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        no_transaction(connection)
+        return [self._memory.write(command_id, decide, context) for command_id in command_ids]
+
+    def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
         return self._memory.status(command_id)
 
-    def _events(self, command_id: str) -> Sequence[RecordedEvent]:
+    def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
         return self._memory.store.read_stream(command_id)
 
-    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None) -> Sequence[str]:
+    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None, timeout: float) -> Sequence[str]:
         no_transaction(connection)
         return self._memory.overdue(now, limit)
 
-    def _deployment(self, deployment_id: str) -> Deployment | None:
+    def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         return self._deployments.get(deployment_id)
 
 
@@ -149,26 +166,44 @@ class AsyncMemoryCommandRegistry(AsyncRegistryCalls):
         self._deployments = deployments or FixedDeployments()
 
     async def _create(
-        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None
+        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None, timeout: float
     ) -> CommandStatus:
         no_transaction(connection)
-        return self._memory.create(call, await self._deployment(call.deployment_id), context)
+        return self._memory.create(call, await self._deployment(call.deployment_id, timeout), context)
 
     async def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: AsyncConnection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
     ) -> R:
         no_transaction(connection)
         return self._memory.write(command_id, decide, context)
 
-    async def _status(self, command_id: str) -> CommandStatus | None:
+    async def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        no_transaction(connection)
+        return [self._memory.write(command_id, decide, context) for command_id in command_ids]
+
+    async def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
         return self._memory.status(command_id)
 
-    async def _events(self, command_id: str) -> Sequence[RecordedEvent]:
+    async def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
         return self._memory.store.read_stream(command_id)
 
-    async def _overdue(self, now: datetime, limit: int, connection: AsyncConnection[Any] | None) -> Sequence[str]:
+    async def _overdue(
+        self, now: datetime, limit: int, connection: AsyncConnection[Any] | None, timeout: float
+    ) -> Sequence[str]:
         no_transaction(connection)
         return self._memory.overdue(now, limit)
 
-    async def _deployment(self, deployment_id: str) -> Deployment | None:
+    async def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         return await look_up(self._deployments, deployment_id)

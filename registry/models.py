@@ -6,8 +6,10 @@ What is accepted reads back equal, for ever. So everything that could not be sto
 import re
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Final, TypeAlias, TypeVar
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -16,6 +18,7 @@ from pydantic import (
     Field,
     JsonValue,
     PlainSerializer,
+    PlainValidator,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -48,6 +51,8 @@ __all__ = [
     "accept",
     "check_instant_argument",
     "instant_text",
+    "target_of",
+    "trusted",
 ]
 
 MAX_SIZE: Final = 2**64 - 1
@@ -64,19 +69,15 @@ def _name(value: object) -> str:
     return str(value)
 
 
-def _instant_text(value: object) -> object:
+def _instant(value: object, info: ValidationInfo) -> datetime:
     if isinstance(value, datetime):
-        return value
+        return check_instant(info.field_name or "instant", value)
     if isinstance(value, str) and _RFC3339.fullmatch(value):
-        return value
+        return check_instant(info.field_name or "instant", datetime.fromisoformat(value.upper()))
     raise ValueError(
         "must be a datetime with a time zone, or RFC 3339 text such as 2026-11-24T10:00:00.123456Z "
         "(an offset, at most six fraction digits)"
     )
-
-
-def _utc(value: datetime, info: ValidationInfo) -> datetime:
-    return check_instant(info.field_name or "instant", value)
 
 
 def instant_text(value: datetime) -> str:
@@ -85,8 +86,8 @@ def instant_text(value: datetime) -> str:
 
 
 def _json(value: JsonValue, info: ValidationInfo) -> JsonValue:
-    json_text(info.field_name or "value", value)
-    return value
+    copy: JsonValue = orjson.loads(json_text(info.field_name or "value", value))  # that no caller can change
+    return copy
 
 
 def _traceparent(value: str) -> str:
@@ -100,8 +101,7 @@ Name: TypeAlias = Annotated[str, BeforeValidator(_name)]
 
 Instant: TypeAlias = Annotated[
     datetime,
-    BeforeValidator(_instant_text),
-    AfterValidator(_utc),
+    PlainValidator(_instant, json_schema_input_type=datetime),
     PlainSerializer(instant_text, return_type=str, when_used="json"),
 ]
 """An instant in the years 1..9999 UTC, to the microsecond; a datetime with a zone, or RFC 3339 text."""
@@ -146,6 +146,12 @@ class Target(Model):
 
     resource_id: Name
     resource_type: ResourceType
+
+
+@lru_cache(maxsize=1_000)
+def target_of(resource_id: str, resource_type: ResourceType) -> Target:
+    """Make a target; the same few come again and again."""
+    return Target(resource_id=resource_id, resource_type=resource_type)
 
 
 class ResolvedTarget(Model):
@@ -246,6 +252,21 @@ class StateUpdate(Model):
 
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def trusted(model: type[M], **values: object) -> M:
+    """Make a model of values that were checked before, every field of it, in their order.
+
+    As `BaseModel.model_construct`, which looks at each field once more.
+    """
+    made = model.__new__(model)
+    object.__setattr__(made, "__dict__", values)
+    object.__setattr__(made, "__pydantic_fields_set__", set(values))
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
+
+
 _INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
 
 

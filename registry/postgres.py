@@ -8,20 +8,23 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, Connection
 
-from eventstore.database import DEFAULT_POOL_SIZE, DEFAULT_TIMEOUT, AsyncDatabase, Database
+from eventstore.batching import AsyncBatcher, Batcher
+from eventstore.database import DEFAULT_POOL_SIZE, DEFAULT_TIMEOUT, AsyncDatabase, Database, Pooler
 from eventstore.errors import SchemaMismatch, Unavailable
 from eventstore.event import LogPosition, RecordedEvent
+from eventstore.metrics import Metrics
 from eventstore.plans import read_log
 from eventstore.protocol import LOG_START
-from eventstore.steps import Plan, constant
 from registry import audit, deployment_table, embedded, plans
 from registry.audit import Report
 from registry.calls import AsyncRegistryCalls, RegistryCalls, utc_now
-from registry.decider import Decide
+from registry.decider import Clock, Decide
 from registry.deployment_table import AsyncDeploymentTable, DeploymentTable
 from registry.deployments import AsyncDeploymentDirectory, Deployment, DeploymentDirectory, FixedDeployments, look_up
+from registry.history import metadata_text
 from registry.models import CommandStatus, EventContext, NewCommand
-from registry.plans import Clock
+from registry.plans import StatusRead
+from registry.writing import States, Write, answer_if_there, creation, work, write_all
 
 __all__ = ["AsyncPostgresCommandRegistry", "PostgresCommandRegistry"]
 
@@ -32,14 +35,38 @@ EXPORT_PAGE: Final = 1_000
 _CLOSED: Final = "the registry is not open: use it as a context manager, or call connect() first"
 
 
+class _Opened:
+    """An open database, and what brings the calls of many threads together in it."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database = database
+        self.writes: Batcher[Write[Any]] = Batcher(database, work(clock))
+        self.reads: Batcher[StatusRead] = Batcher(database, plans.read_all, lanes=1)
+
+
+class _AsyncOpened:
+    """An open database, and what brings the calls of many tasks together in it."""
+
+    def __init__(self, database: AsyncDatabase, clock: Clock) -> None:
+        self.database = database
+        self.writes: AsyncBatcher[Write[Any]] = AsyncBatcher(database, work(clock))
+        self.reads: AsyncBatcher[StatusRead] = AsyncBatcher(database, plans.read_all, lanes=1)
+
+    async def close(self) -> None:
+        await self.writes.close()
+        await self.reads.close()
+        await self.database.close()
+
+
 class PostgresCommandRegistry(RegistryCalls):
     """A `CommandRegistry` on Postgres. Threads may share it.
 
     Without a DSN it is in the embedded Postgres, which is started when need be, and stopped by the last process that
     leaves. `deployments`: the directory to ask (default: any id is a deployment that pulls), or "table" for
     `command_registry.deployments`. `migrate`: create what is missing on opening (default: only in the embedded
-    Postgres). `timeout`: how long a call may wait for a server that is away, in seconds. `pool_size`: how many
-    connections at most. `clock` tells the time that events occur at.
+    Postgres). `timeout`: how long a call may take, in seconds, unless it says another time. `pool_size`: how many
+    connections at most. `pooler="transaction"`: the DSN leads to a pooler such as PgBouncer in transaction mode;
+    nothing is prepared then, and no setting of a session relied upon. `clock` tells the time that events occur at.
     """
 
     def __init__(
@@ -50,15 +77,16 @@ class PostgresCommandRegistry(RegistryCalls):
         migrate: bool | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
         clock: Clock = utc_now,
     ) -> None:
-        super().__init__(clock)
+        super().__init__(clock, timeout)
         self._dsn = dsn
         self._directory = deployments or FixedDeployments()
         self._migrate = dsn is None if migrate is None else migrate
-        self._timeout, self._pool_size = timeout, pool_size
+        self._pool_size, self._pooler = pool_size, pooler
         self._server: embedded.EmbeddedPostgres | None = None
-        self._database: Database | None = None
+        self._opened: _Opened | None = None
 
     @classmethod
     def open(
@@ -69,6 +97,7 @@ class PostgresCommandRegistry(RegistryCalls):
         migrate: bool | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
         clock: Clock = utc_now,
     ) -> Self:
         """Open the registry in a database, and connect. Arguments: see the class.
@@ -79,7 +108,15 @@ class PostgresCommandRegistry(RegistryCalls):
             Unavailable: the server cannot be reached.
             EmbeddedPostgresError: the embedded Postgres cannot be started here.
         """
-        registry = cls(dsn, deployments=deployments, migrate=migrate, timeout=timeout, pool_size=pool_size, clock=clock)
+        registry = cls(
+            dsn,
+            deployments=deployments,
+            migrate=migrate,
+            timeout=timeout,
+            pool_size=pool_size,
+            pooler=pooler,
+            clock=clock,
+        )
         registry.connect()
         return registry
 
@@ -89,8 +126,9 @@ class PostgresCommandRegistry(RegistryCalls):
             if self._dsn is None:
                 self._server = embedded.start()
             dsn = self._server.dsn if self._server else self._dsn or ""
-            self._database = Database(dsn, timeout=self._timeout, pool_size=self._pool_size)
-            self._database.open()
+            database = Database(dsn, timeout=self._timeout, pool_size=self._pool_size, pooler=self._pooler)
+            self._opened = _Opened(database, self._clock)
+            database.open()
             self._check()
         except BaseException:
             self.close()
@@ -106,20 +144,26 @@ class PostgresCommandRegistry(RegistryCalls):
 
     def close(self) -> None:
         """Close every connection, and leave the embedded Postgres."""
-        database, self._database = self._database, None
-        if database is not None:
-            database.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.database.close()
         server, self._server = self._server, None
         if server is not None:
             server.close()
 
     def __enter__(self) -> Self:
-        if self._database is None:
+        if self._opened is None:
             self.connect()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def _open_now(self) -> "_Opened":
+        if self._opened is None:
+            raise Unavailable(_CLOSED)
+        return self._opened
 
     @property
     def database(self) -> Database:
@@ -128,9 +172,7 @@ class PostgresCommandRegistry(RegistryCalls):
         Raises:
             Unavailable: the registry is not open.
         """
-        if self._database is None:
-            raise Unavailable(_CLOSED)
-        return self._database
+        return self._open_now.database
 
     @property
     def deployment_table(self) -> DeploymentTable:
@@ -145,31 +187,67 @@ class PostgresCommandRegistry(RegistryCalls):
         """
         self.database.run(plans.migrate(progress), lasting=True)
 
-    def _create(self, call: NewCommand, context: EventContext, connection: Connection[Any] | None) -> CommandStatus:
-        find = self._find_deployment(call.deployment_id)
-        return self.database.run(plans.create(call, find, context, self._clock), connection)
+    def _create(
+        self, call: NewCommand, context: EventContext, connection: Connection[Any] | None, timeout: float
+    ) -> CommandStatus:
+        deployment = self._look_up(call.deployment_id, connection, timeout)
+        return self._settled(creation(call, deployment, context), connection, timeout)
 
     def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: Connection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
     ) -> R:
-        return self.database.run(plans.write(command_id, decide, context, self._clock), connection)
+        return self._settled(Write(command_id, decide, metadata_text(context)), connection, timeout)
 
-    def _status(self, command_id: str) -> CommandStatus | None:
-        return self.database.run(plans.status(command_id))
+    def _settled(self, write: Write[R], connection: Connection[Any] | None, timeout: float) -> R:
+        if connection is None:
+            self._open_now.writes.submit(write, timeout)
+        else:
+            self.database.run(write_all([write], States(), self._clock, alone=True), connection)
+        return write.result()
 
-    def _events(self, command_id: str) -> Sequence[RecordedEvent]:
-        return self.database.run(plans.events(command_id))
+    def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: Connection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        writes = [Write(command_id, decide, metadata_text(context)) for command_id in command_ids]
+        self.database.run(write_all(writes, States(), self._clock, alone=True), connection, timeout=timeout)
+        return [answer_if_there(write) for write in writes]
 
-    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None) -> Sequence[str]:
-        return self.database.run(plans.overdue(now, limit), connection)
+    def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
+        read = StatusRead(command_id)
+        self._open_now.reads.submit(read, timeout)
+        return read.result()
 
-    def _deployment(self, deployment_id: str) -> Deployment | None:
-        return self.database.run(self._find_deployment(deployment_id))
+    def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
+        return self.database.run(plans.events(command_id), timeout=timeout)
 
-    def _find_deployment(self, deployment_id: str) -> Plan[Deployment | None]:
+    def _overdue(self, now: datetime, limit: int, connection: Connection[Any] | None, timeout: float) -> Sequence[str]:
+        return self.database.run(plans.overdue(now, limit), connection, timeout=timeout)
+
+    def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
+        return self._look_up(deployment_id, None, timeout)
+
+    def _look_up(self, deployment_id: str, connection: Connection[Any] | None, timeout: float) -> Deployment | None:
         if self._directory == "table":
-            return deployment_table.find(deployment_id)  # over the call's own connection
-        return constant(self._directory.get(deployment_id))
+            return self.database.run(deployment_table.find(deployment_id), connection, timeout=timeout)
+        return self._directory.get(deployment_id)
+
+    def stats(self) -> Metrics:
+        """Count and time what this registry has done since it was opened: batches, conflicts, retries, statements.
+
+        Raises:
+            Unavailable: the registry is not open.
+        """
+        return self.database.metrics
 
     def verify(self, progress: Callable[[int], None] = lambda _: None) -> Report:
         """Verify, as of one moment, that nothing in the log was changed and that the read model is its fold.
@@ -191,8 +269,9 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
     Without a DSN it is in the embedded Postgres, which is started when need be, and stopped by the last process that
     leaves. `deployments`: the directory to ask (default: any id is a deployment that pulls), or "table" for
     `command_registry.deployments`. `migrate`: create what is missing on opening (default: only in the embedded
-    Postgres). `timeout`: how long a call may wait for a server that is away, in seconds. `pool_size`: how many
-    connections at most. `clock` tells the time that events occur at.
+    Postgres). `timeout`: how long a call may take, in seconds, unless it says another time. `pool_size`: how many
+    connections at most. `pooler="transaction"`: the DSN leads to a pooler such as PgBouncer in transaction mode;
+    nothing is prepared then, and no setting of a session relied upon. `clock` tells the time that events occur at.
     """
 
     def __init__(
@@ -203,15 +282,16 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         migrate: bool | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
         clock: Clock = utc_now,
     ) -> None:
-        super().__init__(clock)
+        super().__init__(clock, timeout)
         self._dsn = dsn
         self._directory = deployments or FixedDeployments()
         self._migrate = dsn is None if migrate is None else migrate
-        self._timeout, self._pool_size = timeout, pool_size
+        self._pool_size, self._pooler = pool_size, pooler
         self._server: embedded.EmbeddedPostgres | None = None
-        self._database: AsyncDatabase | None = None
+        self._opened: _AsyncOpened | None = None
 
     @classmethod
     def open(
@@ -222,6 +302,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         migrate: bool | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         pool_size: int = DEFAULT_POOL_SIZE,
+        pooler: Pooler | None = None,
         clock: Clock = utc_now,
     ) -> Self:
         """Prepare the registry in a database; `async with`, or `await registry.connect()`, opens it.
@@ -234,7 +315,15 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
             Unavailable: the server cannot be reached.
             EmbeddedPostgresError: the embedded Postgres cannot be started here.
         """
-        return cls(dsn, deployments=deployments, migrate=migrate, timeout=timeout, pool_size=pool_size, clock=clock)
+        return cls(
+            dsn,
+            deployments=deployments,
+            migrate=migrate,
+            timeout=timeout,
+            pool_size=pool_size,
+            pooler=pooler,
+            clock=clock,
+        )
 
     async def connect(self) -> None:
         """Start the embedded Postgres if it is wanted, connect, and check schema and read model. See `open`."""
@@ -242,8 +331,9 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
             if self._dsn is None:
                 self._server = await asyncio.to_thread(embedded.start)
             dsn = self._server.dsn if self._server else self._dsn or ""
-            self._database = AsyncDatabase(dsn, timeout=self._timeout, pool_size=self._pool_size)
-            await self._database.open()
+            database = AsyncDatabase(dsn, timeout=self._timeout, pool_size=self._pool_size, pooler=self._pooler)
+            self._opened = _AsyncOpened(database, self._clock)
+            await database.open()
             await self._check()
         except BaseException:
             await self.close()
@@ -259,15 +349,15 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
 
     async def close(self) -> None:
         """Close every connection, and leave the embedded Postgres."""
-        database, self._database = self._database, None
-        if database is not None:
-            await database.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.close()
         server, self._server = self._server, None
         if server is not None:
             await asyncio.to_thread(server.close)
 
     async def __aenter__(self) -> Self:
-        if self._database is None:
+        if self._opened is None:
             await self.connect()
         return self
 
@@ -277,15 +367,19 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         await self.close()
 
     @property
+    def _open_now(self) -> "_AsyncOpened":
+        if self._opened is None:
+            raise Unavailable(_CLOSED)
+        return self._opened
+
+    @property
     def database(self) -> AsyncDatabase:
         """The open database.
 
         Raises:
             Unavailable: the registry is not open.
         """
-        if self._database is None:
-            raise Unavailable(_CLOSED)
-        return self._database
+        return self._open_now.database
 
     @property
     def deployment_table(self) -> AsyncDeploymentTable:
@@ -301,32 +395,70 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         await self.database.run(plans.migrate(progress), lasting=True)
 
     async def _create(
-        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None
+        self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None, timeout: float
     ) -> CommandStatus:
-        find = await self._find_deployment(call.deployment_id)
-        return await self.database.run(plans.create(call, find, context, self._clock), connection)
+        deployment = await self._look_up(call.deployment_id, connection, timeout)
+        return await self._settled(creation(call, deployment, context), connection, timeout)
 
     async def _write(
-        self, command_id: str, decide: Decide[R], context: EventContext, connection: AsyncConnection[Any] | None
+        self,
+        command_id: str,
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
     ) -> R:
-        return await self.database.run(plans.write(command_id, decide, context, self._clock), connection)
+        return await self._settled(Write(command_id, decide, metadata_text(context)), connection, timeout)
 
-    async def _status(self, command_id: str) -> CommandStatus | None:
-        return await self.database.run(plans.status(command_id))
+    async def _settled(self, write: Write[R], connection: AsyncConnection[Any] | None, timeout: float) -> R:
+        if connection is None:
+            await self._open_now.writes.submit(write, timeout)
+        else:
+            await self.database.run(write_all([write], States(), self._clock, alone=True), connection)
+        return write.result()
 
-    async def _events(self, command_id: str) -> Sequence[RecordedEvent]:
-        return await self.database.run(plans.events(command_id))
+    async def _write_each(
+        self,
+        command_ids: Sequence[str],
+        decide: Decide[R],
+        context: EventContext,
+        connection: AsyncConnection[Any] | None,
+        timeout: float,
+    ) -> Sequence[R | None]:
+        writes = [Write(command_id, decide, metadata_text(context)) for command_id in command_ids]
+        await self.database.run(write_all(writes, States(), self._clock, alone=True), connection, timeout=timeout)
+        return [answer_if_there(write) for write in writes]
 
-    async def _overdue(self, now: datetime, limit: int, connection: AsyncConnection[Any] | None) -> Sequence[str]:
-        return await self.database.run(plans.overdue(now, limit), connection)
+    async def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
+        read = StatusRead(command_id)
+        await self._open_now.reads.submit(read, timeout)
+        return read.result()
 
-    async def _deployment(self, deployment_id: str) -> Deployment | None:
-        return await self.database.run(await self._find_deployment(deployment_id))
+    async def _events(self, command_id: str, timeout: float) -> Sequence[RecordedEvent]:
+        return await self.database.run(plans.events(command_id), timeout=timeout)
 
-    async def _find_deployment(self, deployment_id: str) -> Plan[Deployment | None]:
+    async def _overdue(
+        self, now: datetime, limit: int, connection: AsyncConnection[Any] | None, timeout: float
+    ) -> Sequence[str]:
+        return await self.database.run(plans.overdue(now, limit), connection, timeout=timeout)
+
+    async def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
+        return await self._look_up(deployment_id, None, timeout)
+
+    async def _look_up(
+        self, deployment_id: str, connection: AsyncConnection[Any] | None, timeout: float
+    ) -> Deployment | None:
         if self._directory == "table":
-            return deployment_table.find(deployment_id)  # over the call's own connection
-        return constant(await look_up(self._directory, deployment_id))
+            return await self.database.run(deployment_table.find(deployment_id), connection, timeout=timeout)
+        return await look_up(self._directory, deployment_id)
+
+    def stats(self) -> Metrics:
+        """Count and time what this registry has done since it was opened: batches, conflicts, retries, statements.
+
+        Raises:
+            Unavailable: the registry is not open.
+        """
+        return self.database.metrics
 
     async def verify(self, progress: Callable[[int], None] = lambda _: None) -> Report:
         """Verify, as of one moment, that nothing in the log was changed and that the read model is its fold.

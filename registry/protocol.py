@@ -51,6 +51,7 @@ class CommandRegistry(Protocol):
         target: str | None = None,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> CommandMetadata:
         """Create a command of a deployment, for its first attempt.
 
@@ -66,15 +67,17 @@ class CommandRegistry(Protocol):
         """
         ...
 
-    def get_command_metadata(self, command_id: str) -> CommandEnvelopeData | None:
+    def get_command_metadata(self, command_id: str, *, timeout: float | None = None) -> CommandEnvelopeData | None:
         """Read what is needed to send a command; None when there is no such command."""
         ...
 
-    def get_command_status(self, command_id: str) -> CommandStatus | None:
+    def get_command_status(self, command_id: str, *, timeout: float | None = None) -> CommandStatus | None:
         """Read a command's status; None when there is no such command."""
         ...
 
-    def get_command_access_context(self, command_id: str) -> CommandAccessContext | None:
+    def get_command_access_context(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandAccessContext | None:
         """Read whose a command is; None when there is no such command."""
         ...
 
@@ -89,6 +92,7 @@ class CommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """Move a command as the matrix of `registry.lifecycle` allows; a None keeps the stored value.
 
@@ -111,6 +115,7 @@ class CommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """Give a command its result, from any state that is not terminal.
 
@@ -130,6 +135,7 @@ class CommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """Note that a command went to its deployment; False when it is terminal already, and nothing changed.
 
@@ -140,7 +146,12 @@ class CommandRegistry(Protocol):
         ...
 
     def increment_attempt(
-        self, command_id: str, *, context: EventContext | None = None, connection: Connection[Any] | None = None
+        self,
+        command_id: str,
+        *,
+        context: EventContext | None = None,
+        connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Count one more attempt, and return its number; on a terminal command the number stays as it is.
 
@@ -149,7 +160,9 @@ class CommandRegistry(Protocol):
         """
         ...
 
-    def resolve_target(self, deployment_id: str, requested: str | None = None) -> ResolvedTarget:
+    def resolve_target(
+        self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
+    ) -> ResolvedTarget:
         """Find the target of a deployment that a command would be for: the one asked for, or the only one.
 
         Raises:
@@ -169,6 +182,7 @@ class CommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[str]:
         """Let up to `limit` (1..100,000) commands expire whose deadline is not after `now`, the most overdue first.
 
@@ -178,12 +192,17 @@ class CommandRegistry(Protocol):
         """
         ...
 
-    def history(self, command_id: str) -> list[HistoryEntry]:
+    def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """Read a command's events, in order; empty when there is no such command."""
         ...
 
     def status_at(
-        self, command_id: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        command_id: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> CommandStatus | None:
         """Read the status that a command had at an instant, or at a version of its stream; give one of the two.
 
@@ -211,19 +230,24 @@ class AsyncCommandRegistry(Protocol):
         target: str | None = None,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> CommandMetadata:
         """As `CommandRegistry.create_command`."""
         ...
 
-    async def get_command_metadata(self, command_id: str) -> CommandEnvelopeData | None:
+    async def get_command_metadata(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandEnvelopeData | None:
         """As `CommandRegistry.get_command_metadata`."""
         ...
 
-    async def get_command_status(self, command_id: str) -> CommandStatus | None:
+    async def get_command_status(self, command_id: str, *, timeout: float | None = None) -> CommandStatus | None:
         """As `CommandRegistry.get_command_status`."""
         ...
 
-    async def get_command_access_context(self, command_id: str) -> CommandAccessContext | None:
+    async def get_command_access_context(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandAccessContext | None:
         """As `CommandRegistry.get_command_access_context`."""
         ...
 
@@ -238,6 +262,7 @@ class AsyncCommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.update_command_state`."""
         ...
@@ -252,6 +277,7 @@ class AsyncCommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.complete_command`."""
         ...
@@ -263,17 +289,25 @@ class AsyncCommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As `CommandRegistry.mark_dispatched_if_not_terminal`."""
         ...
 
     async def increment_attempt(
-        self, command_id: str, *, context: EventContext | None = None, connection: AsyncConnection[Any] | None = None
+        self,
+        command_id: str,
+        *,
+        context: EventContext | None = None,
+        connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """As `CommandRegistry.increment_attempt`."""
         ...
 
-    async def resolve_target(self, deployment_id: str, requested: str | None = None) -> ResolvedTarget:
+    async def resolve_target(
+        self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
+    ) -> ResolvedTarget:
         """As `CommandRegistry.resolve_target`."""
         ...
 
@@ -284,16 +318,22 @@ class AsyncCommandRegistry(Protocol):
         *,
         context: EventContext | None = None,
         connection: AsyncConnection[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[str]:
         """As `CommandRegistry.expire_overdue`."""
         ...
 
-    async def history(self, command_id: str) -> list[HistoryEntry]:
+    async def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """As `CommandRegistry.history`."""
         ...
 
     async def status_at(
-        self, command_id: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        command_id: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> CommandStatus | None:
         """As `CommandRegistry.status_at`."""
         ...

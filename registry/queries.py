@@ -29,15 +29,17 @@ REMOVE_DEPLOYMENT: Final[LiteralString] = """
     RETURNING id
 """
 
-INSERT_IDEMPOTENCY_KEY: Final[LiteralString] = """
+INSERT_IDEMPOTENCY_KEYS: Final[LiteralString] = """
     INSERT INTO command_registry.idempotency_keys (key, arguments_hash, command_id)
-    VALUES (%s, %s, %s)
+    SELECT new.key, new.arguments_hash, new.command_id
+    FROM unnest(%s::text[], %s::bytea[], %s::text[]) AS new (key, arguments_hash, command_id)
+    ORDER BY new.key COLLATE "C"
 """
 
-FIND_IDEMPOTENCY_KEY: Final[LiteralString] = """
-    SELECT command_id, arguments_hash
+FIND_IDEMPOTENCY_KEYS: Final[LiteralString] = """
+    SELECT key, command_id, arguments_hash
     FROM command_registry.idempotency_keys
-    WHERE key = %s
+    WHERE key = ANY(%s)
 """
 
 OVERDUE: Final[LiteralString] = """

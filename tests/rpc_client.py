@@ -212,6 +212,7 @@ class RpcCommandRegistry:
         target: str | None = None,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> CommandMetadata:
         answer = self._write(
             "create_command",
@@ -227,13 +228,15 @@ class RpcCommandRegistry:
         )
         return _METADATA.validate_python(answer)
 
-    def get_command_metadata(self, command_id: str) -> CommandEnvelopeData | None:
+    def get_command_metadata(self, command_id: str, *, timeout: float | None = None) -> CommandEnvelopeData | None:
         return _ENVELOPE.validate_python(self._call("get_command_metadata", command_id=command_id))
 
-    def get_command_status(self, command_id: str) -> CommandStatus | None:
+    def get_command_status(self, command_id: str, *, timeout: float | None = None) -> CommandStatus | None:
         return _STATUS.validate_python(self._call("get_command_status", command_id=command_id))
 
-    def get_command_access_context(self, command_id: str) -> CommandAccessContext | None:
+    def get_command_access_context(
+        self, command_id: str, *, timeout: float | None = None
+    ) -> CommandAccessContext | None:
         return _ACCESS.validate_python(self._call("get_command_access_context", command_id=command_id))
 
     def update_command_state(
@@ -247,6 +250,7 @@ class RpcCommandRegistry:
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         answer = self._write(
             "update_command_state",
@@ -271,6 +275,7 @@ class RpcCommandRegistry:
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         answer = self._write(
             "complete_command",
@@ -291,6 +296,7 @@ class RpcCommandRegistry:
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> bool:
         answer = self._write(
             "mark_dispatched_if_not_terminal", context, connection, command_id=command_id, dispatched_at=dispatched_at
@@ -298,12 +304,19 @@ class RpcCommandRegistry:
         return _BOOL.validate_python(answer, strict=True)
 
     def increment_attempt(
-        self, command_id: str, *, context: EventContext | None = None, connection: Connection[Any] | None = None
+        self,
+        command_id: str,
+        *,
+        context: EventContext | None = None,
+        connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> int:
         answer = self._write("increment_attempt", context, connection, command_id=command_id)
         return _INT.validate_python(answer, strict=True)
 
-    def resolve_target(self, deployment_id: str, requested: str | None = None) -> ResolvedTarget:
+    def resolve_target(
+        self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
+    ) -> ResolvedTarget:
         answer = self._call("resolve_target", deployment_id=deployment_id, requested=requested)
         return _TARGET.validate_python(answer)
 
@@ -314,14 +327,20 @@ class RpcCommandRegistry:
         *,
         context: EventContext | None = None,
         connection: Connection[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[str]:
         return _IDS.validate_python(self._write("expire_overdue", context, connection, now=now, limit=limit))
 
-    def history(self, command_id: str) -> list[HistoryEntry]:
+    def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         return _HISTORY.validate_python(self._call("history", command_id=command_id))
 
     def status_at(
-        self, command_id: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        command_id: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> CommandStatus | None:
         return _STATUS.validate_python(self._call("status_at", command_id=command_id, at=at, version=version))
 

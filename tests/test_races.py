@@ -22,8 +22,8 @@ from registry import (
     decider,
 )
 from registry.calls import utc_now
-from registry.models import EventContext, StateUpdate
-from registry.plans import write
+from registry.models import StateUpdate
+from registry.writing import States, Write, write_all
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
 T = TypeVar("T")
@@ -43,7 +43,9 @@ def all_at_once(call: Callable[[int], T], callers: int) -> list[T]:
 
 def complete(command_id: str, state: CommandState) -> Plan[bool]:
     decide = decider.complete(StateUpdate(state=state, completed_at=NOW))
-    return write(command_id, decide, EventContext(), utc_now)
+    write = Write(command_id, decide, "{}")
+    yield from write_all([write], States(), utc_now)
+    return write.result()
 
 
 def to_its_append(connection: psycopg.Connection[Any], plan: Plan[Any]) -> Step:

@@ -284,7 +284,7 @@ class Driver:
             connection.close()
 
     @asynccontextmanager
-    async def _alend(self, timeout: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:  # noqa: ASYNC109
+    async def _alend(self, timeout: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         self._check(timeout)
         connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=self.autocommit)
         self.lent.append(connection)

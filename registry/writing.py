@@ -1,0 +1,477 @@
+"""The writes of many callers as one plan: load, decide, and append with one statement; each keeps its own outcome.
+
+A round takes the calls that are not settled yet, decides each on the state its command is in (after the calls before
+it), and sends all the events. What can happen to a statement, and what the next round makes of it:
+
+* committed: every call of it has its answer.
+* refused by the primary key: somebody else wrote to one of the commands. All are loaded again; those that had moved on
+  go in a statement of their own from now on, so that they do not hold the others up.
+* refused by the server for another reason: half of it is tried, until the one call to blame is found.
+* it has to wait for a transaction that does not end: each call of it goes on alone.
+* the line broke: each call remembers the event it had sent. Found in the log, by its hash: that was my commit.
+
+Every refusal means that somebody else's write went through, so writers together always make progress.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import psycopg
+
+from eventstore import queries as log_queries
+from eventstore.batching import LANES, Call, Work
+from eventstore.codec import encode_json
+from eventstore.errors import Conflict, EventStoreError, OutcomeUnknown, Unavailable
+from eventstore.event import NewEvent, StreamEnd, StreamEvent
+from eventstore.hashing import chain
+from eventstore.steps import Blocked, Lost, Plan, Refused, Step, constant
+from projections import plans as projections
+from projections.plans import Also, Loaded
+from registry import decider, queries
+from registry.command_status import COMMAND_STATUS
+from registry.decider import Clock, Decide, Decision
+from registry.deployments import Deployment, resolve, running
+from registry.errors import CommandNotFound, IdempotencyConflict, RegistryError
+from registry.events import CODEC
+from registry.history import metadata_text
+from registry.ids import new_command_id
+from registry.lifecycle import is_terminal
+from registry.models import CommandStatus, EventContext, NewCommand
+
+__all__ = ["Creation", "States", "Write", "answer_if_there", "creation", "work", "write_all"]
+
+R = TypeVar("R")
+
+MAX_STATES: Final = 8_192
+"""States that are remembered, at most; each takes a few kilobytes."""
+
+PATIENCE: Final = 200
+"""How long a statement of several calls waits for somebody else's transaction, in milliseconds."""
+
+PATIENT_SHARE: Final = 0.8
+"""How much of the time it has a call that goes alone waits for somebody else's transaction."""
+
+
+class _Sent(NamedTuple):
+    """An event that a call has sent, and what the caller is to be told if it is in the log."""
+
+    event: StreamEvent
+    answer: Any
+
+
+class Write(Call[R], Generic[R]):
+    """A call that appends to one command's stream what it decides on."""
+
+    __slots__ = ("command_id", "decide", "metadata", "sent")
+
+    def __init__(self, command_id: str, decide: Decide[R], metadata: str) -> None:
+        super().__init__()
+        self.command_id = command_id
+        self.decide = decide
+        self.metadata = metadata
+        self.sent: list[_Sent] = []
+
+    @property
+    def key(self) -> str:
+        """The command that it is about."""
+        return self.command_id
+
+    def expire(self, reason: str) -> None:
+        """Settle it because there is no time left: what it had sent may be in the log, or may yet come there."""
+        if self.sent:
+            event = self.sent[-1].event
+            self.fail(OutcomeUnknown(event.stream_id, event.version, event.hash))
+        else:
+            super().expire(reason)
+
+
+class Creation(Write[CommandStatus]):
+    """A call that creates a command."""
+
+    __slots__ = ("arguments_hash", "call", "deployment", "looks_for_key")
+
+    def __init__(self, call: NewCommand, arguments_hash: bytes, deployment: Deployment | None, metadata: str) -> None:
+        super().__init__(new_command_id(), self._never, metadata)
+        self.call = call
+        self.arguments_hash = arguments_hash
+        self.deployment = deployment
+        self.looks_for_key = call.idempotency_key is not None
+
+    def _never(self, status: CommandStatus) -> Decision[CommandStatus]:
+        raise ValueError(f"command {status.command_id!r} was created twice")
+
+
+def creation(call: NewCommand, deployment: Deployment | None, context: EventContext) -> Creation:
+    """Make the call that creates a command in a deployment (None: the directory knows none)."""
+    arguments_hash = b"" if call.idempotency_key is None else sha256(encode_json(call).encode()).digest()
+    return Creation(call, arguments_hash, deployment, metadata_text(context, call.idempotency_key))
+
+
+def answer_if_there(write: Write[R]) -> R | None:
+    """Give a settled call's answer; None when there is no such command."""
+    try:
+        return write.result()
+    except CommandNotFound:
+        return None
+
+
+class States:
+    """What recent commands were last known to be, at most so many: only ever a guess, the primary key decides.
+
+    Also: which commands others write to at the same time (`contested`).
+    """
+
+    def __init__(self, most: int = MAX_STATES) -> None:
+        self._most = most
+        self._known: OrderedDict[str, Loaded[CommandStatus]] = OrderedDict()
+        self._contested: OrderedDict[str, None] = OrderedDict()
+
+    def get(self, command_id: str) -> Loaded[CommandStatus] | None:
+        """Give what a command is believed to be; None when nothing is known, or nothing known lasts."""
+        return None if command_id in self._contested else self._known.get(command_id)
+
+    def put(self, command_id: str, end: StreamEnd, state: CommandStatus) -> None:
+        """Remember a command as this process has just written it."""
+        self._known[command_id] = Loaded(end, state)
+        self._known.move_to_end(command_id)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        self._contested.pop(command_id, None)
+
+    def forget(self, command_ids: Iterable[str]) -> None:
+        """Believe nothing of these any more."""
+        for command_id in command_ids:
+            self._known.pop(command_id, None)
+
+    def contest(self, command_ids: Iterable[str]) -> None:
+        """Note that somebody else writes to these."""
+        for command_id in command_ids:
+            self._contested[command_id] = None
+            if len(self._contested) > self._most:
+                self._contested.popitem(last=False)
+
+    def is_contested(self, command_id: str) -> bool:
+        """Tell whether somebody else has lately written to a command, just before us."""
+        return command_id in self._contested
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A command's stream in a round: where it ends in the log, and where the round takes it."""
+
+    before: StreamEnd | None
+    end: StreamEnd | None
+    state: CommandStatus | None
+    fresh: bool
+
+    @property
+    def command(self) -> CommandStatus:
+        """The state; there is one but for a stream that a creation begins."""
+        if self.state is None:
+            raise AssertionError("a stream with events and no state")
+        return self.state
+
+    @property
+    def certain(self) -> bool:
+        """Whether a refusal may be based on it: just read, or final, or to be proved by the round's own statement."""
+        return self.fresh or self.end is not self.before or (self.state is not None and is_terminal(self.state.state))
+
+
+class _Round:
+    """What is decided, and goes in one statement."""
+
+    def __init__(self, streams: dict[str, _Stream], clock: Clock) -> None:
+        self.streams = streams
+        self._clock = clock
+        self.events: list[tuple[StreamEvent, StreamEnd | None]] = []
+        self.writes: list[Write[Any]] = []
+        self._sent: list[tuple[Write[Any], _Sent]] = []
+        self._is_sent = False
+        self.outcomes: list[tuple[Write[Any], object, Exception | None]] = []
+        self.keys: dict[str, Creation] = {}
+
+    def decide(self, write: Write[Any]) -> bool:
+        """Decide on a call; False when it would be refused on a state that is only believed."""
+        if write.settled:
+            return True
+        if isinstance(write, Creation):
+            return self._create(write)
+        stream = self.streams[write.command_id]
+        try:
+            decision = write.decide(stream.command)
+        except (RegistryError, EventStoreError) as refusal:
+            return self._without_events(write, stream, None, refusal)
+        if not decision.events:
+            return self._without_events(write, stream, decision.answer, None)
+        self._append(write, stream, decision, self._clock())
+        return True
+
+    def _without_events(self, write: Write[Any], stream: _Stream, answer: object, refusal: Exception | None) -> bool:
+        if stream.end is not stream.before:
+            self.outcomes.append((write, answer, refusal))  # true once the events before it are committed
+        elif stream.certain:
+            _settle(write, answer, refusal)
+        else:
+            return False
+        return True
+
+    def _create(self, creation: Creation) -> bool:
+        call = creation.call
+        if call.idempotency_key is not None and call.idempotency_key in self.keys:
+            creation.looks_for_key = True  # in the next round it finds the command that the other one makes now
+            return True
+        try:
+            deployment = running(call.deployment_id, creation.deployment)
+            target = resolve(deployment, call.target).target
+            event = decider.create(creation.command_id, call, deployment, target, self._clock())
+            stream = self.streams[creation.command_id] = _Stream(None, None, None, fresh=True)
+            self._append(creation, stream, Decision(None, (event,)), event.created_at)
+        except (RegistryError, EventStoreError) as refusal:
+            creation.fail(refusal)
+        else:
+            if call.idempotency_key is not None:
+                self.keys[call.idempotency_key] = creation
+        return True
+
+    def _append(self, write: Write[Any], stream: _Stream, decision: Decision[Any], now: datetime) -> None:
+        state = decider.replay(decision.events, stream.state)
+        new: list[NewEvent] = [CODEC.encode(event, now, write.metadata) for event in decision.events]
+        chained = chain(write.command_id, stream.end, new)
+        answer = state if isinstance(write, Creation) else decision.answer
+        stream.state, stream.end = state, StreamEnd(chained[-1].version, chained[-1].hash)
+        self.events += [(event, stream.before) for event in chained]
+        self.writes.append(write)
+        self._sent.append((write, _Sent(chained[0], answer)))
+        self.outcomes.append((write, answer, None))
+
+    def patience(self) -> int | None:
+        """Say for how long a statement may wait so that its callers can still be told why, in milliseconds."""
+        deadline = min(write.deadline for write in self.writes)
+        return max(1, int((deadline - time.monotonic()) * PATIENT_SHARE * 1000)) if deadline else None
+
+    def step(self, patience: int | None) -> Step:
+        """Make the statement."""
+        rows = [
+            COMMAND_STATUS.projection.row(stream.state)
+            for stream in self.streams.values()
+            if stream.state is not None and stream.end is not stream.before
+        ]
+        return projections.append_step(
+            [(COMMAND_STATUS, rows)], self.events, *self._also(), patience=patience, sending=self._sending
+        )
+
+    def _also(self) -> Iterable[Also]:
+        if self.keys:
+            keys = sorted(self.keys.items())
+            columns = (
+                [key for key, _ in keys],
+                [creation.arguments_hash for _, creation in keys],
+                [creation.command_id for _, creation in keys],
+            )
+            yield Also(queries.INSERT_IDEMPOTENCY_KEYS, columns)
+
+    def committed(self, states: States) -> None:
+        """Answer every call, and remember where their commands are now."""
+        for command_id, stream in self.streams.items():
+            if stream.state is not None and stream.end is not None and stream.end is not stream.before:
+                states.put(command_id, stream.end, stream.state)
+        for write, answer, refusal in self.outcomes:
+            _settle(write, answer, refusal)
+
+    def conflict(self) -> Conflict:
+        """Make the error of a refusal that nothing explains."""
+        before = self.streams[self.writes[0].command_id].before
+        return Conflict(self.writes[0].command_id, before.version if before else 0, None)
+
+    def _sending(self) -> None:
+        """Note on each call what is sent for it."""
+        if not self._is_sent:
+            self._is_sent = True
+            for write, sent in self._sent:
+                write.sent.append(sent)
+
+    def not_sent(self) -> None:
+        """Forget what was sent: it is certain not to be in the log."""
+        if self._is_sent:
+            for write in self.writes:
+                write.sent.pop()
+
+
+def _settle(write: Write[Any], answer: object, refusal: Exception | None) -> None:
+    if refusal is None:
+        write.answer(answer)
+    else:
+        write.fail(refusal)
+
+
+def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, alone: bool = False) -> Plan[None]:
+    """Decide on calls and append what follows, until each is settled (or is to go alone).
+
+    `alone`: they may wait for other transactions, for most of the time they have.
+
+    Raises:
+        Unavailable: there is nobody to ask, or no time left; calls may be unsettled, and some may have sent events.
+    """
+    known: dict[str, _Stream] = {}
+    most = len(writes)
+    while pending := [write for write in writes if not write.settled and (alone or not write.alone)]:
+        yield from _find_sent(pending)
+        yield from _find_keys(pending)
+        these = _together([write for write in pending if not write.settled], states)
+        this_round = yield from _decide(these[:most], known, states, clock)
+        known = {}
+        if not this_round.events:
+            continue
+        try:
+            yield this_round.step(this_round.patience() if alone else PATIENCE)
+        except Lost:
+            states.forget(this_round.streams)
+        except Refused:
+            this_round.not_sent()
+            known, moved = yield from _look_again(this_round, states)
+            most = most if moved else _without_the_culprit(this_round, this_round.conflict())
+        except Blocked:
+            this_round.not_sent()
+            if alone:
+                raise
+            states.contest(this_round.streams)
+            for write in this_round.writes:
+                write.alone = True
+        except Unavailable:
+            this_round.not_sent()
+            raise
+        except psycopg.Error as error:
+            this_round.not_sent()
+            states.forget(this_round.streams)
+            most = _without_the_culprit(this_round, error)
+        else:
+            this_round.committed(states)
+            most *= 2
+
+
+def work(clock: Clock) -> Work[Write[Any]]:
+    """Make the work of a batcher: `write_all`, with the states that each lane remembers."""
+    states = [States(MAX_STATES // LANES) for _ in range(LANES)]
+
+    def batch(writes: Sequence[Write[Any]], lane: int | None) -> Plan[None]:
+        return write_all(writes, States() if lane is None else states[lane], clock, alone=lane is None)
+
+    return batch
+
+
+def _find_sent(writes: Iterable[Write[Any]]) -> Plan[None]:
+    """Settle the calls whose events are in the log, of those that had sent some when the line broke."""
+    doubtful = [(write, sent) for write in writes for sent in write.sent]
+    if not doubtful:
+        return
+    places = ([sent.event.stream_id for _, sent in doubtful], [sent.event.version for _, sent in doubtful])
+    rows = yield Step(log_queries.FIND_HASHES, places)
+    found = {(stream_id, version): event_hash for stream_id, version, event_hash in rows}
+    for write, sent in doubtful:
+        if found.get((sent.event.stream_id, sent.event.version)) == sent.event.hash:
+            write.answer(sent.answer)
+
+
+def _find_keys(writes: Iterable[Write[Any]]) -> Plan[None]:
+    """Settle the creations whose idempotency key has made a command already."""
+    keyed = {
+        write: write.call.idempotency_key
+        for write in writes
+        if isinstance(write, Creation) and write.looks_for_key and not write.settled
+    }
+    if not keyed:
+        return
+    rows = yield Step(queries.FIND_IDEMPOTENCY_KEYS, (list(keyed.values()),))
+    found = {key: (command_id, arguments_hash) for key, command_id, arguments_hash in rows}
+    made = yield from _read(command_id for command_id, _ in found.values()) if found else constant({})
+    for creation, key in keyed.items():
+        creation.looks_for_key = False
+        command_id, arguments_hash = found.get(key, (None, None))
+        if command_id is None:
+            continue
+        if arguments_hash != creation.arguments_hash:
+            creation.fail(IdempotencyConflict(str(key), command_id))
+        elif command_id in made:
+            creation.answer(made[command_id].command)
+        else:
+            creation.fail(CommandNotFound(command_id))
+
+
+def _together(writes: list[Write[Any]], states: States) -> list[Write[Any]]:
+    """Choose what goes in one statement: commands that others write to, too, do not hold up those that are ours."""
+    ours = [write for write in writes if not states.is_contested(write.command_id)]
+    return ours or writes
+
+
+def _decide(writes: list[Write[Any]], known: dict[str, _Stream], states: States, clock: Clock) -> Plan[_Round]:
+    """Decide on calls, each on what the ones before it leave; load what has to be known for it."""
+    this_round = _Round(known, clock)
+    while writes:
+        yield from _load(writes, known, states)
+        writes = [write for write in writes if not this_round.decide(write)]
+        for write in writes:
+            states.forget([write.command_id])
+            known.pop(write.command_id, None)
+    return this_round
+
+
+def _load(writes: Iterable[Write[Any]], known: dict[str, _Stream], states: States) -> Plan[None]:
+    missing = []
+    for write in writes:
+        command_id = write.command_id
+        if command_id in known or isinstance(write, Creation):
+            continue
+        believed = states.get(command_id)
+        if believed is None:
+            missing.append(write)
+        else:
+            known[command_id] = _Stream(believed.end, believed.end, believed.state, fresh=False)
+    if missing:
+        known |= yield from _read(dict.fromkeys(write.command_id for write in missing))
+        for write in missing:
+            if write.command_id not in known:
+                write.fail(CommandNotFound(write.command_id))
+
+
+def _read(command_ids: Iterable[str]) -> Plan[dict[str, _Stream]]:
+    loaded = yield from projections.load_many(COMMAND_STATUS, list(command_ids))
+    return {command_id: _Stream(found.end, found.end, found.state, fresh=True) for command_id, found in loaded.items()}
+
+
+def _look_again(this_round: _Round, states: States) -> Plan[tuple[dict[str, _Stream], bool]]:
+    """Find out where the commands of a refused statement are; tell whether that explains the refusal."""
+    states.forget(this_round.streams)
+    known = yield from _read(this_round.streams)
+    moved = [
+        command_id
+        for command_id, stream in this_round.streams.items()
+        if (known[command_id].end if command_id in known else None) != stream.before
+    ]
+    states.contest(moved)
+    creations = [write for write in this_round.writes if isinstance(write, Creation)]
+    for creation in creations:
+        creation.looks_for_key = creation.call.idempotency_key is not None
+        if creation.command_id in moved:
+            creation.command_id = new_command_id()
+    yield from _find_keys(creations)
+    return known, bool(moved) or any(creation.settled for creation in creations)
+
+
+_OF_ONE_CALL: Final = ("22", "23", "54", "P0")
+"""Classes of errors that come of what one call sent: data, constraints, limits, and what a trigger raises."""
+
+
+def _without_the_culprit(this_round: _Round, error: Exception) -> int:
+    """Say how many calls to try next, so that only the one to blame fails in the end."""
+    sent = this_round.writes
+    if isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] not in _OF_ONE_CALL:
+        for write, *_ in this_round.outcomes:
+            write.fail(error)
+    elif len(sent) == 1:
+        sent[0].fail(error)
+    return max(1, len(sent) // 2)
