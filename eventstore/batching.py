@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from eventstore.database import AsyncDatabase, Database
-from eventstore.errors import Unavailable
+from eventstore.errors import OutcomeUnknown, Unavailable
 from eventstore.metrics import Metrics
 from eventstore.steps import Plan
 
@@ -90,6 +90,11 @@ class Call(Generic[R]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody can tell what became of it."""
+        return isinstance(self._error, OutcomeUnknown)
 
     def begin(self, timeout: float, wake: Callable[[], object]) -> None:
         """Start its time; `wake` tells its caller that something happened to it."""
@@ -203,6 +208,7 @@ class Batcher(Generic[C]):
             if call.leads:
                 self._hand_over(lane, call, [], _INTERRUPTED)
             raise
+        self._database.metrics.unknown += call.is_unknown
 
     def _wait(self, lane: _Lane[C], call: C, gate: threading.Lock) -> None:
         while not call.settled:
@@ -305,6 +311,7 @@ class AsyncBatcher(Generic[C]):
             await settled
         finally:
             call.settled = True  # whoever was cancelled, too: what still waits is not sent
+            self._database.metrics.unknown += call.is_unknown
             self._held -= 1
             self._let_one_in()
 
