@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint check wheel clean
+.PHONY: help demo test bench lint check wheel clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -22,6 +22,9 @@ demo: $(READY)  ## Play a fleet's day on a real Postgres, then audit it
 
 test: $(READY)  ## Run all tests, on a real Postgres that they start themselves
 	$(BIN)/pytest -n 2
+
+bench: $(READY)  ## Measure the registry beside pgbench, COPY and eventsourcing: about ten minutes (ARGS=--help)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(READY)  ## Check style, types and the layers
 	$(BIN)/ruff format --check .

@@ -1,0 +1,165 @@
+"""Who takes part: each contender with what it does, how many callers it has, and where it writes or reads."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from benchmarks import pgbench, processes
+from benchmarks.sample import Job, Sample
+
+__all__ = ["FULL", "QUICK", "Client", "Contender", "Group", "Pace", "Place", "chosen", "contenders"]
+
+START: Final = "start"
+"""The log that every contender begins with: small, but not empty, so that the server knows what its tables are like."""
+
+_REGISTRY: Final = partial(processes.run_client, "client")
+
+Client: TypeAlias = Callable[[Job], Sample]
+"""Does a job in a process of its own, and tells what came of it."""
+
+
+class Group(StrEnum):
+    """What a contender is measured for, as the report has it."""
+
+    LIVES = "Lifecycles: create, dispatch, complete (events a second)"
+    READS = "Status reads by key (reads a second)"
+    GROWTH = "The same in logs of growing size (events, or reads, a second)"
+
+
+class Place(StrEnum):
+    """Where a contender is let loose."""
+
+    COPY = "a copy of a prepared log, dropped after each measurement"
+    ITSELF = "a prepared log, which is kept"
+    EMPTY = "an empty database, dropped after each measurement"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of those that are measured.
+
+    `size`: which prepared log it needs. `audited`: what it wrote is verified after each measurement.
+    """
+
+    name: str
+    title: str
+    group: Group
+    client: Client
+    load: str
+    callers: int
+    size: str = START
+    place: Place = Place.COPY
+    audited: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes, and does not just read."""
+        return self.load != "reads"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long it all takes: rounds, seconds of a measurement and of its warm-up, commands in each prepared log."""
+
+    rounds: int
+    seconds: float
+    warm_up: float
+    sizes: Mapping[str, int]
+
+    @property
+    def quick(self) -> bool:
+        """Whether the logs are smaller than they are called."""
+        return self.sizes != FULL.sizes
+
+
+FULL: Final = Pace(
+    rounds=5,
+    seconds=2.0,
+    warm_up=0.7,
+    sizes=MappingProxyType({START: 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}),
+)
+QUICK: Final = Pace(
+    rounds=1,
+    seconds=0.3,
+    warm_up=0.1,
+    sizes=MappingProxyType({START: 100, "10k": 200, "100k": 400, "1m": 800}),
+)
+"""To see that everything works; its figures mean nothing."""
+
+
+def contenders(program: Path | None, *, growth: bool) -> Iterator[Contender]:
+    """Give all that can take part here, in the order of a round. `program`: pgbench, if there is one."""
+    yield from _registry_lives()
+    if program:
+        yield from _pgbench_lives(program)
+    yield from _limit()
+    if find_spec("eventsourcing"):
+        yield from _eventsourcing()
+    yield from _registry_reads()
+    if program:
+        yield from _pgbench_reads(program)
+    if growth:
+        yield from _growth()
+
+
+def chosen(all_of_them: Sequence[Contender], patterns: Sequence[str]) -> list[Contender]:
+    """Choose those whose name matches one of the patterns; all when there is no pattern."""
+    return [each for each in all_of_them if not patterns or any(fnmatchcase(each.name, one) for one in patterns)]
+
+
+def _registry_lives() -> Iterator[Contender]:
+    for load, caller, numbers in (("asyncio", "asyncio caller", (1, 8, 64, 512)), ("threads", "thread", (1, 8, 64))):
+        for callers in numbers:
+            title = f"this registry, {_count(callers, caller)}"
+            yield Contender(f"{load}-{callers}", title, Group.LIVES, _REGISTRY, load, callers, audited=True)
+
+
+def _pgbench_lives(program: Path) -> Iterator[Contender]:
+    for callers in (1, 8, 32):
+        title, client = f"pgbench, {_count(callers, 'client')}", partial(pgbench.measure, program)
+        yield Contender(f"pgbench-{callers}", title, Group.LIVES, client, "lives", callers)
+
+
+def _limit() -> Iterator[Contender]:
+    client = partial(processes.run_client, "copying")
+    yield Contender("copy", "COPY, 1 connection (a call: 3,000 events)", Group.LIVES, client, "copy", 1)
+
+
+def _eventsourcing() -> Iterator[Contender]:
+    for callers in (1, 2, 4, 8, 16):
+        title, client = (
+            f"eventsourcing, {_count(callers, 'thread')}",
+            partial(processes.run_client, "eventsourcing_client"),
+        )
+        yield Contender(f"eventsourcing-{callers}", title, Group.LIVES, client, "lives", callers, place=Place.EMPTY)
+
+
+def _registry_reads() -> Iterator[Contender]:
+    for callers in (1, 64):
+        title = f"this registry, {_count(callers, 'asyncio caller')}"
+        yield Contender(f"reads-{callers}", title, Group.READS, _REGISTRY, "reads", callers, "10k", Place.ITSELF)
+
+
+def _pgbench_reads(program: Path) -> Iterator[Contender]:
+    for callers in (1, 8):
+        title, client = f"pgbench select by key, {_count(callers, 'client')}", partial(pgbench.measure, program)
+        yield Contender(f"pgbench-reads-{callers}", title, Group.READS, client, "reads", callers, "10k", Place.ITSELF)
+
+
+def _growth() -> Iterator[Contender]:
+    for size, words in (("10k", "10 thousand"), ("100k", "100 thousand"), ("1m", "1 million")):
+        title, place = f"{words} commands, lifecycles, 64 asyncio callers", Place.ITSELF if size == "1m" else Place.COPY
+        audited = size == "10k"  # of the larger ones that takes minutes
+        yield Contender(f"lives-at-{size}", title, Group.GROWTH, _REGISTRY, "asyncio", 64, size, place, audited)
+        title = f"{words} commands, status reads, 64 asyncio callers"
+        yield Contender(f"reads-at-{size}", title, Group.GROWTH, _REGISTRY, "reads", 64, size, Place.ITSELF)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
