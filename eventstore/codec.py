@@ -40,7 +40,9 @@ def encode_json(value: object) -> str:
     Raises:
         TypeError: a value, or a text with lone surrogates, that JSON cannot hold.
     """
-    return orjson.dumps(value, default=_model_fields, option=orjson.OPT_UTC_Z).decode()
+    kind: Any = type(value)
+    plain = _model_fields(value) if _is_model(kind) else value
+    return orjson.dumps(plain, default=_model_fields, option=orjson.OPT_UTC_Z).decode()
 
 
 @cache

@@ -6,6 +6,7 @@ when that is None, never), sends parameters as text (`eventstore.parameters`), a
 own loaders.
 """
 
+import asyncio
 import re
 import select
 from collections.abc import Generator, Sequence
@@ -18,6 +19,7 @@ from psycopg.adapt import Transformer
 from psycopg.errors import OperationalError, error_from_result
 from psycopg.generators import execute
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import Ready, Wait
 
 from eventstore.parameters import as_parameter
 
@@ -134,4 +136,37 @@ class AsyncLine(AsyncConnection[Row]):
         Raises:
             psycopg.Error: the server objects, or is lost.
         """
-        return await self.wait(self._statements.ask(statement, params))
+        return await self._wait(self._statements.ask(statement, params))
+
+    async def _wait(self, exchange: Generator[Any, Any, list[Row]]) -> list[Row]:
+        """Wait for the server, without the timers that psycopg's own `wait` sets.
+
+        Who is cancelled here leaves the connection broken: what it was sent is not recalled.
+        """
+        loop, socket = asyncio.get_running_loop(), self.pgconn.socket
+        try:
+            wanted = next(exchange)
+            while True:
+                ready = loop.create_future()
+                if wanted & Wait.R:
+                    loop.add_reader(socket, _tell, ready, Ready.R)
+                if wanted & Wait.W:
+                    loop.add_writer(socket, _tell, ready, Ready.W)
+                try:
+                    got = await ready
+                finally:
+                    loop.remove_reader(socket)
+                    if wanted & Wait.W:
+                        loop.remove_writer(socket)
+                wanted = exchange.send(got)
+        except StopIteration as end:
+            rows: list[Row] = end.value
+            return rows
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+
+def _tell(ready: asyncio.Future[Ready], what: Ready) -> None:
+    if not ready.done():
+        ready.set_result(what)

@@ -21,8 +21,8 @@ def as_parameter(value: object) -> bytes | None:
     """
     if value is None:
         return None
-    text = _array(value) if type(value) is list else _encoder(_SCALARS, type(value))(value)
-    encoded = text.encode()
+    encode = _ENCODERS.get(type(value)) or _encoder(_SCALARS, type(value))
+    encoded: bytes = encode(value).encode()
     if 0 in encoded:
         raise ValueError("a parameter must not hold NUL: Postgres has no such text")
     return encoded
@@ -56,6 +56,8 @@ _SCALARS: Final[Mapping[type, Callable[[Any], str]]] = {
     bytes: _bytes,
     memoryview: _bytes,
 }
+
+_ENCODERS: Final[Mapping[type, Callable[[Any], str]]] = {**_SCALARS, list: _array}
 
 _ELEMENTS: Final[Mapping[type, Callable[[Any], str]]] = {
     **_SCALARS,  # none of which an array would have to quote, but for these

@@ -25,7 +25,6 @@ from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
 )
 from dataclasses import dataclass
 from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
@@ -210,7 +209,7 @@ def _is_useless(connection: AnyConnection, error: psycopg.Error) -> bool:
 
 
 def _in_transaction(connection: AnyConnection) -> bool:
-    return not connection.autocommit or connection.info.transaction_status == TransactionStatus.INTRANS
+    return not connection.autocommit or connection.pgconn.transaction_status == TransactionStatus.INTRANS
 
 
 class _Reconnect(Exception):
@@ -254,7 +253,10 @@ def _drive(connection: Connection[Any], execution: _Execution[T]) -> None:
         if step.sending is not None:
             step.sending()
         try:
-            with _savepoint(connection) if step.writes and in_transaction else nullcontext():
+            if step.writes and in_transaction:
+                with _savepoint(connection):
+                    rows = _take(connection, step)
+            else:
                 rows = _take(connection, step)
         except psycopg.Error as error:
             lost = _is_lost(connection, error)
@@ -318,7 +320,10 @@ async def _adrive(connection: AsyncConnection[Any], execution: _Execution[T]) ->
         if step.sending is not None:
             step.sending()
         try:
-            async with _asavepoint(connection) if step.writes and in_transaction else nullcontext():
+            if step.writes and in_transaction:
+                async with _asavepoint(connection):
+                    rows = await _atake(connection, step)
+            else:
                 rows = await _atake(connection, step)
         except psycopg.Error as error:
             lost = _is_lost(connection, error)

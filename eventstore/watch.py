@@ -1,17 +1,17 @@
 """Breaking connections at a deadline, so that a server which has fallen silent holds nobody for ever."""
 
+import asyncio
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, Connection
 
-__all__ = ["Watch", "cut"]
+__all__ = ["AsyncWatch", "Watch", "cut"]
 
 _PAUSE: Final = 0.25
 
@@ -37,14 +37,13 @@ class Watch:
         """Watch no more."""
         self._closed.set()
 
-    @contextmanager
-    def over(self, connection: Connection[Any], deadline: float) -> Iterator[None]:
-        """Watch a connection while it is in use."""
+    def begin(self, connection: Connection[Any], deadline: float) -> None:
+        """Watch a connection that comes into use."""
         self._deadlines[connection] = deadline
-        try:
-            yield
-        finally:
-            del self._deadlines[connection]
+
+    def end(self, connection: Connection[Any]) -> None:
+        """Watch it no more."""
+        del self._deadlines[connection]
 
     def _watch(self) -> None:
         while not self._closed.wait(_PAUSE):
@@ -52,3 +51,34 @@ class Watch:
             for connection, deadline in list(self._deadlines.items()):
                 if now >= deadline:
                     cut(connection)
+
+
+class AsyncWatch:
+    """Cuts connections that are in use at their deadline, from the event loop."""
+
+    def __init__(self) -> None:
+        self._deadlines: dict[AsyncConnection[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: AsyncConnection[Any], deadline: float) -> None:
+        """Watch a connection that comes into use."""
+        self._deadlines[connection] = deadline
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._look)
+
+    def end(self, connection: AsyncConnection[Any]) -> None:
+        """Watch it no more."""
+        del self._deadlines[connection]
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for connection, deadline in self._deadlines.items():
+            if now >= deadline:
+                cut(connection)
+        again = bool(self._deadlines)
+        self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._look) if again else None

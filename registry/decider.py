@@ -56,17 +56,19 @@ def create(
     """Create a command of a deployment."""
     return trusted(
         CommandCreated,
-        command_id=command_id,
-        workspace_id=deployment.workspace_id,
-        project_id=deployment.project_id,
-        deployment_id=deployment.id,
-        command=call.command_name,
-        state=call.initial_state,
-        created_at=created_at,
-        deadline=call.deadline,
-        request_size_bytes=call.request_size_bytes,
-        deployment_model=deployment.deployment_model,
-        target=target,
+        {
+            "command_id": command_id,
+            "workspace_id": deployment.workspace_id,
+            "project_id": deployment.project_id,
+            "deployment_id": deployment.id,
+            "command": call.command_name,
+            "state": call.initial_state,
+            "created_at": created_at,
+            "deadline": call.deadline,
+            "request_size_bytes": call.request_size_bytes,
+            "deployment_model": deployment.deployment_model,
+            "target": target,
+        },
     )
 
 
@@ -103,11 +105,13 @@ def mark_dispatched(dispatched_at: datetime) -> Decide[bool]:
     return _unless_terminal(
         trusted(
             StateUpdate,
-            state=CommandState.DISPATCHED,
-            dispatched_at=dispatched_at,
-            completed_at=None,
-            response_size_bytes=None,
-            error=None,
+            {
+                "state": CommandState.DISPATCHED,
+                "dispatched_at": dispatched_at,
+                "completed_at": None,
+                "response_size_bytes": None,
+                "error": None,
+            },
         )
     )
 
@@ -152,7 +156,7 @@ def _transition(status: CommandStatus, update: StateUpdate) -> Decision[bool]:
     states = {"from_state": status.state, "to_state": update.state}
     if update.state == status.state and all(_same(value, getattr(status, name)) for name, value in facts.items()):
         return Decision(answer=True)
-    return Decision(True, (trusted(CommandTransitioned, **(_NO_TRANSITION | states | facts)),))
+    return Decision(True, (trusted(CommandTransitioned, (_NO_TRANSITION | states | facts)),))
 
 
 def _same(new: object, stored: object) -> bool:
@@ -172,23 +176,25 @@ def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:
                 raise ValueError(f"command {event.command_id!r} was created twice")
             return trusted(
                 CommandStatus,
-                command_id=event.command_id,
-                workspace_id=event.workspace_id,
-                project_id=event.project_id,
-                deployment_id=event.deployment_id,
-                command=event.command,
-                state=event.state,
-                attempt=1,
-                deadline=event.deadline,
-                created_at=event.created_at,
-                dispatched_at=None,
-                completed_at=None,
-                error=None,
-                request_size_bytes=event.request_size_bytes,
-                response_size_bytes=None,
-                deployment_model=event.deployment_model,
-                target=event.target,
-                version=1,
+                {
+                    "command_id": event.command_id,
+                    "workspace_id": event.workspace_id,
+                    "project_id": event.project_id,
+                    "deployment_id": event.deployment_id,
+                    "command": event.command,
+                    "state": event.state,
+                    "attempt": 1,
+                    "deadline": event.deadline,
+                    "created_at": event.created_at,
+                    "dispatched_at": None,
+                    "completed_at": None,
+                    "error": None,
+                    "request_size_bytes": event.request_size_bytes,
+                    "response_size_bytes": None,
+                    "deployment_model": event.deployment_model,
+                    "target": event.target,
+                    "version": 1,
+                },
             )
         case CommandTransitioned():
             known = _created(status)
@@ -202,7 +208,7 @@ def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:
 
 
 def _changed(known: CommandStatus, **facts: object) -> CommandStatus:
-    return trusted(CommandStatus, **(vars(known) | {"version": known.version + 1} | facts))
+    return trusted(CommandStatus, (vars(known) | {"version": known.version + 1} | facts))
 
 
 def _created(status: CommandStatus | None) -> CommandStatus:

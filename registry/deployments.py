@@ -133,7 +133,13 @@ def resolve(deployment: Deployment, requested: str | None) -> ResolvedTarget:
         TargetAmbiguous: none was asked for, and there is more than one.
     """
     target = _only_candidate(deployment) if requested is None else _requested(deployment, requested)
-    return trusted(ResolvedTarget, target=target, delivery_mode=delivery_mode(deployment.deployment_model, target))
+    return trusted(
+        ResolvedTarget,
+        {
+            "target": target,
+            "delivery_mode": delivery_mode(deployment.deployment_model, target),
+        },
+    )
 
 
 def _candidates(deployment: Deployment) -> list[Target]:

@@ -6,8 +6,8 @@ What is accepted reads back equal, for ever. So everything that could not be sto
 import re
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
-from typing import Annotated, Final, TypeAlias, TypeVar
+from functools import cache, lru_cache
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import orjson
 from pydantic import (
@@ -254,14 +254,19 @@ class StateUpdate(Model):
 M = TypeVar("M", bound=BaseModel)
 
 
-def trusted(model: type[M], **values: object) -> M:
-    """Make a model of values that were checked before, every field of it, in their order.
+@cache
+def _every_field(model: type[BaseModel]) -> set[str]:
+    return set(model.model_fields)
+
+
+def trusted(model: type[M], values: dict[str, Any]) -> M:
+    """Make a model of values that were checked before: every field, in their order. The dict becomes the model's own.
 
     As `BaseModel.model_construct`, which looks at each field once more.
     """
     made = model.__new__(model)
     object.__setattr__(made, "__dict__", values)
-    object.__setattr__(made, "__pydantic_fields_set__", set(values))
+    object.__setattr__(made, "__pydantic_fields_set__", _every_field(model))
     object.__setattr__(made, "__pydantic_extra__", None)
     object.__setattr__(made, "__pydantic_private__", None)
     return made

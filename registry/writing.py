@@ -136,12 +136,15 @@ class States:
         return None if command_id in self._contested else self._known.get(command_id)
 
     def put(self, command_id: str, end: StreamEnd, state: CommandStatus) -> None:
-        """Remember a command as this process has just written it."""
+        """Remember a command as this process has just written it, unless it is final: hardly anybody asks again."""
+        self._contested.pop(command_id, None)
+        if is_terminal(state.state):
+            self._known.pop(command_id, None)
+            return
         self._known[command_id] = Loaded(end, state)
         self._known.move_to_end(command_id)
         if len(self._known) > self._most:
             self._known.popitem(last=False)
-        self._contested.pop(command_id, None)
 
     def forget(self, command_ids: Iterable[str]) -> None:
         """Believe nothing of these any more."""
