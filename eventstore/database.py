@@ -47,7 +47,13 @@ _POOL_PATIENCE: Final = 2.0
 
 
 # What the plans rely on, whatever the database's or the user's own defaults are.
-_SESSION: Final = r"-c default_transaction_isolation=read\ committed -c search_path=pg_catalog,pg_temp"
+# The statements look rows up by their keys. So a plan that Postgres makes once serves all (else it plans every small
+# batch again, which takes longer than to run it); and it must not be the plan for the few rows that there were at first.
+_SESSION: Final = (
+    r"-c default_transaction_isolation=read\ committed "
+    "-c search_path=pg_catalog,pg_temp "
+    "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
+)
 
 # A write that waits for another transaction gives up, and says so, before its deadline comes.
 _LOCK_SHARE: Final = 0.8
@@ -79,7 +85,7 @@ def not_connected(error: psycopg.OperationalError, pooler: Pooler | None) -> Una
     remedy = ""
     if "unsupported startup parameter" in str(error):  # so PgBouncer refuses a session's settings
         say = '; through a pooler such as PgBouncer, say pooler="transaction" (--pooler transaction)'
-        remedy = say if pooler is None else "; leave options out of the DSN"
+        remedy = say if pooler is None else "; leave options out of the DSN, and PGOPTIONS unset"
     return Unavailable(f"cannot connect to Postgres: {str(error).strip()}{remedy}")
 
 

@@ -152,14 +152,15 @@ READ_STREAM: Final[LiteralString] = (
 )
 
 # Behind the xmin barrier: every transaction below it has ended, so none of its events can still turn up.
+# (Ordered by the column itself: `transaction_id` alone would be the text that is selected, in which 10 is before 9.)
 READ_LOG: Final[LiteralString] = (
     "SELECT"
     + _EVENT_COLUMNS
     + """
-    FROM ONLY command_registry.events
-    WHERE (transaction_id, position) > (%s::text::xid8, %s)
-        AND transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-    ORDER BY transaction_id, position
+    FROM ONLY command_registry.events AS stored
+    WHERE (stored.transaction_id, stored.position) > (%s::text::xid8, %s)
+        AND stored.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+    ORDER BY stored.transaction_id, stored.position
     LIMIT %s
 """
 )

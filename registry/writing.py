@@ -136,9 +136,12 @@ class States:
         return None if command_id in self._contested else self._known.get(command_id)
 
     def put(self, command_id: str, end: StreamEnd, state: CommandStatus) -> None:
-        """Remember a command as this process has just written it, unless it is final: hardly anybody asks again."""
+        """Remember a command as this process has just written it.
+
+        Not one that is final (hardly anybody writes to it again), nor one with an error, which may be large.
+        """
         self._contested.pop(command_id, None)
-        if is_terminal(state.state):
+        if is_terminal(state.state) or state.error is not None:
             self._known.pop(command_id, None)
             return
         self._known[command_id] = Loaded(end, state)

@@ -62,6 +62,15 @@ def write(connection: Connection, stream_id: str, version: int = 0) -> None:
     on(connection, plans.append(stream_id, version, [lent() if version else acquired()]))
 
 
+def test_transaction_ids_are_compared_as_numbers(connection: Connection, reader: Reader) -> None:
+    ids = [9, 10, 99, 100, 101, 200]
+    for transaction_id in reversed(ids):
+        write(connection, f"in {transaction_id}")
+    connection.execute("ALTER TABLE command_registry.events DISABLE TRIGGER events_refuse_change")
+    connection.execute("UPDATE command_registry.events SET transaction_id = split_part(stream_id, ' ', 2)::xid8")
+    assert reader.follow_until(len(ids)) == [(f"in {transaction_id}", 1) for transaction_id in ids]
+
+
 @pytest.mark.every_postgres
 def test_a_transaction_that_commits_late_is_not_skipped(reader: Reader, writers: list[Connection]) -> None:
     late, early, _ = writers
