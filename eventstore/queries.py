@@ -131,6 +131,8 @@ FIND_APPENDED: Final[LiteralString] = """
     LIMIT %s
 """
 
+PAUSE: Final[LiteralString] = "SELECT FROM pg_sleep(0.02)"
+
 STREAM_END: Final[LiteralString] = """
     SELECT version, hash
     FROM ONLY command_registry.events

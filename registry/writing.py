@@ -81,6 +81,10 @@ class Write(Call[R], Generic[R]):
         """The command that it is about."""
         return self.command_id
 
+    def may_yet_commit(self, end: StreamEnd | None) -> bool:
+        """Tell whether something it had sent may still come into a stream that ends there now."""
+        return any(sent.event.version > (end.version if end else 0) for sent in self.sent)
+
     def expire(self, reason: str) -> None:
         """Settle it because there is no time left: what it had sent may be in the log, or may yet come there."""
         if self.sent:
@@ -220,10 +224,10 @@ class _Round:
     def _without_events(self, write: Write[Any], stream: _Stream, answer: object, refusal: Exception | None) -> bool:
         if stream.end is not stream.before:
             self.outcomes.append((write, answer, refusal))  # true once the events before it are committed
-        elif stream.certain:
-            _settle(write, answer, refusal)
-        else:
+        elif not stream.certain:
             return False
+        elif not write.may_yet_commit(stream.before):
+            _settle(write, answer, refusal)
         return True
 
     def _create(self, creation: Creation) -> bool:
@@ -332,6 +336,8 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, alo
         this_round = yield from _decide(these[:most], known, states, clock)
         known = {}
         if not this_round.events:
+            if any(write.sent and not write.settled for write in these):
+                yield Step(log_queries.PAUSE)  # for a statement still under way, over a connection that is lost
             continue
         try:
             yield this_round.step(this_round.patience() if alone else PATIENCE)

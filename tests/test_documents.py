@@ -33,7 +33,7 @@ def run(arguments: list[str], dsn: str, place: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=["asyncio", "threads", "transaction"])
+@pytest.mark.parametrize("snippet", blocks("python"), ids=["asyncio", "threads", "transaction", "outcomes"])
 def test_a_python_snippet_of_the_readme_runs_when_pasted_into_a_file(snippet: str, dsn: str, tmp_path: Path) -> None:
     file = tmp_path / "pasted.py"
     file.write_text(snippet, "utf-8")
