@@ -11,8 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
-from eventstore.errors import InvalidDsn, Unavailable
-from eventstore.line import AsyncLine, Line
+from eventstore.errors import InvalidDsn, OutcomeUnknown, Unavailable
+from eventstore.line import AsyncLine, Line, Row
 from eventstore.metrics import Metrics
 from eventstore.steps import Plan, arun, run
 from eventstore.watch import AsyncWatch, Watch
@@ -48,12 +48,15 @@ _POOL_PATIENCE: Final = 2.0
 
 # What the plans rely on, whatever the database's or the user's own defaults are.
 # The statements look rows up by their keys. So a plan that Postgres makes once serves all (else it plans every small
-# batch again, which takes longer than to run it); and it must not be the plan for the few rows that there were at first.
+# batch again, which takes longer than to run it); and it must not be the plan for the few rows that there once were.
 _SESSION: Final = (
+    "-c command_registry.session=on "
     r"-c default_transaction_isolation=read\ committed "
-    "-c search_path=pg_catalog,pg_temp "
+    "-c search_path=pg_catalog,pg_temp -c array_nulls=on "
     "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
 )
+
+_SESSION_IN_FORCE: Final = "SELECT current_setting('command_registry.session', true) = 'on'"
 
 # A write that waits for another transaction gives up, and says so, before its deadline comes.
 _LOCK_SHARE: Final = 0.8
@@ -73,6 +76,7 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
 
 def _connection_settings(dsn: str, timeout: float, pooler: Pooler | None) -> dict[str, Any]:
     given = parse_dsn(dsn)
+    given["client_encoding"] = "UTF8"  # that of the parameters, whatever the database's or the user's is
     if pooler is not None:  # which knows no options, and keeps no session's settings
         return {"autocommit": True, "prepare_threshold": None, **_CONNECTION_DEFAULTS, **given}
     ours = f"{_SESSION} -c lock_timeout={max(1, int(timeout * _LOCK_SHARE * 1000))}"
@@ -89,15 +93,23 @@ def not_connected(error: psycopg.OperationalError, pooler: Pooler | None) -> Una
     return Unavailable(f"cannot connect to Postgres: {str(error).strip()}{remedy}")
 
 
+def _check_session(row: Row | None, pooler: Pooler | None) -> None:
+    if pooler is None and row != (True,):
+        raise Unavailable(
+            "something between here and Postgres drops the settings of a session; through a pooler such as PgBouncer, "
+            'say pooler="transaction" (--pooler transaction)'
+        )
+
+
 def _not_lent(error: Exception, timeout: float, pool: ConnectionPool[Any] | AsyncConnectionPool[Any]) -> Unavailable:
     if isinstance(error, PoolClosed):
         return Unavailable("this is closed: open it first")
     stats = pool.get_stats()
     if stats.get("pool_size", 0) >= pool.max_size and not stats.get("pool_available", 0):
         return Unavailable(
-            f"all {pool.max_size} connections were busy for {timeout:.2g} s: raise pool_size, or call less"
+            f"all {pool.max_size} connections were busy for {round(timeout, 1):g} s: raise pool_size, or call less"
         )
-    return Unavailable(f"no connection to Postgres within {timeout:.2g} s: {error.__cause__ or error}")
+    return Unavailable(f"no connection to Postgres within {round(timeout, 1):g} s: {error.__cause__ or error}")
 
 
 class Database:
@@ -120,6 +132,7 @@ class Database:
     ) -> None:
         self.timeout = timeout
         self._pooler = pooler
+        self.pool_size = pool_size
         self.metrics = Metrics()
         self._watch = Watch()
         self._pool = ConnectionPool(
@@ -142,7 +155,8 @@ class Database:
     def open(self) -> None:
         """Connect."""
         try:
-            Connection.connect(**self._pool.kwargs).close()  # type: ignore[arg-type]
+            with Connection.connect(**self._pool.kwargs) as connection:  # type: ignore[arg-type]
+                _check_session(connection.execute(_SESSION_IN_FORCE).fetchone(), self._pooler)
         except psycopg.OperationalError as error:
             raise not_connected(error, self._pooler) from error
         self._pool.open()
@@ -171,6 +185,13 @@ class Database:
         Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
         """
         time_left = self.timeout if timeout is None else timeout
+        try:
+            return self._run(plan, connection, time_left, lasting=lasting)
+        except OutcomeUnknown:
+            self.metrics.unknown += 1
+            raise
+
+    def _run(self, plan: Plan[T], connection: Connection[Any] | None, time_left: float, *, lasting: bool) -> T:
         if connection is None:
             return run(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
         return run(lambda _: nullcontext(_checked(connection, Connection)), plan, time_left, self.metrics)
@@ -223,6 +244,7 @@ class AsyncDatabase:
     ) -> None:
         self.timeout = timeout
         self._pooler = pooler
+        self.pool_size = pool_size
         self.metrics = Metrics()
         self._watch = AsyncWatch()
         self._pool = AsyncConnectionPool(
@@ -247,10 +269,11 @@ class AsyncDatabase:
     async def open(self) -> None:
         """Connect."""
         try:
-            connection = await AsyncConnection.connect(**self._pool.kwargs)  # type: ignore[arg-type]
+            async with await AsyncConnection.connect(**self._pool.kwargs) as connection:  # type: ignore[arg-type]
+                cursor = await connection.execute(_SESSION_IN_FORCE)
+                _check_session(await cursor.fetchone(), self._pooler)
         except psycopg.OperationalError as error:
             raise not_connected(error, self._pooler) from error
-        await connection.close()
         await self._pool.open()
 
     @property
@@ -276,6 +299,15 @@ class AsyncDatabase:
         Over the pool, a plan that is not `lasting` ends by its deadline: a server silent until then counts as lost.
         """
         time_left = self.timeout if timeout is None else timeout
+        try:
+            return await self._run(plan, connection, time_left, lasting=lasting)
+        except OutcomeUnknown:
+            self.metrics.unknown += 1
+            raise
+
+    async def _run(
+        self, plan: Plan[T], connection: AsyncConnection[Any] | None, time_left: float, *, lasting: bool
+    ) -> T:
         if connection is None:
             return await arun(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
         return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, time_left, self.metrics)

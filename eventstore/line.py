@@ -63,7 +63,7 @@ class _Statements:
             psycopg.Error: the server objects, or is lost.
         """
         values = [as_parameter(param) for param in params]
-        if self._news.poll(0):  # the server speaks unasked: to say good-bye, most likely
+        while self._news.poll(0):  # the server speaks unasked: to say good-bye, most likely
             self._listen()
         name = self._names.get(statement)
         if name is None:

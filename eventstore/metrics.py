@@ -70,6 +70,8 @@ class Metrics:
     """How long the first call of a batch waited for it to begin, in seconds."""
     statement_time: Histogram = field(default_factory=lambda: Histogram(DURATIONS))
     """How long a statement took, from sending it to having its answer, in seconds."""
+    trouble: str = ""
+    """What keeps the server from answering, when last heard of it; empty while it answers."""
     listener: Measured = _nobody
 
     def statement(self, seconds: float) -> None:

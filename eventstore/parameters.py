@@ -54,7 +54,6 @@ _SCALARS: Final[Mapping[type, Callable[[Any], str]]] = {
     int: str,
     datetime: datetime.isoformat,
     bytes: _bytes,
-    memoryview: _bytes,
 }
 
 _ENCODERS: Final[Mapping[type, Callable[[Any], str]]] = {**_SCALARS, list: _array}

@@ -7,6 +7,7 @@ it went wrong:
 * `Refused`: the server refused to write because of a constraint; nothing was written.
 * `Lost`: the connection broke during a step that writes, so it may or may not be committed; the plan goes on over
   another connection. (A step that only reads is simply asked again.)
+* `Withdrawn`: its sender did not want it any more; nothing was written.
 * `Blocked`: it waited for another transaction for as long as it may; nothing was written.
 * `Unavailable`: no connection could be had before the deadline, or the server refused the step for as long (it is
   read-only; deadlocks, serialization failures, again and again).
@@ -27,7 +28,7 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import dataclass
-from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
+from typing import Any, Final, Generic, LiteralString, Protocol, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors
@@ -47,7 +48,9 @@ __all__ = [
     "Plan",
     "Refused",
     "Row",
+    "Sender",
     "Step",
+    "Withdrawn",
     "arun",
     "constant",
     "run",
@@ -59,19 +62,30 @@ Query: TypeAlias = LiteralString | bytes | SQL | Composed
 AnyConnection: TypeAlias = Connection[Any] | AsyncConnection[Any]
 
 
+class Sender(Protocol):
+    """Is told what becomes of a step that writes."""
+
+    def sending(self) -> bool:
+        """It is about to be sent, perhaps once more; False: it is not wanted any more, and is not sent."""
+        ...
+
+    def failed(self) -> None:
+        """It is certain that what was sent has not happened, and will not."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One statement, or (with `params` None) a script of several.
 
     `writes`: in a caller's transaction it runs under a savepoint, so that a refusal leaves the transaction usable; and
-    when the connection is lost, the plan is told. `sending` is called when there is a connection to send it over, each
-    time it is sent.
+    when the connection is lost, the plan is told. `sender` is told what becomes of it.
     """
 
     sql: Query
     params: Sequence[object] | None = ()
     writes: bool = False
-    sending: Callable[[], None] | None = None
+    sender: Sender | None = None
 
 
 Plan: TypeAlias = Generator[Step, list[Row], T]
@@ -91,6 +105,10 @@ class Lost(EventStoreError):
     """The connection was lost during a step that writes: whether it was committed is not known."""
 
 
+class Withdrawn(EventStoreError):
+    """The step was not wanted any more when there was a connection to send it over; nothing was written."""
+
+
 class Blocked(Unavailable):
     """Another transaction holds what the step needs, and did not let go in time; nothing was written."""
 
@@ -105,6 +123,9 @@ _MOST_RETRIES: Final = 10
 _FIRST_PAUSE: Final = 0.005
 _LONGEST_PAUSE: Final = 1.0
 
+_TOO_LITTLE: Final = 0.1
+"""Nothing is written any more with less time than this, in seconds (or a tenth of what there was)."""
+
 _UNDONE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 _READ_ONLY: Final = (errors.ReadOnlySqlTransaction,)
 
@@ -115,8 +136,9 @@ class _Execution(Generic[T]):
     def __init__(self, plan: Plan[T], timeout: float, metrics: Metrics) -> None:
         self._plan = plan
         self.deadline = time.monotonic() + timeout
+        self._too_little = min(_TOO_LITTLE, timeout / 10)
         self.metrics = metrics
-        self._retries = 0
+        self._retries = self._losses = 0
         self.step: Step | None = None
         self.result: T
         self._advance(lambda: next(plan))
@@ -127,11 +149,22 @@ class _Execution(Generic[T]):
         return self.deadline - time.monotonic()
 
     def send(self, rows: list[Row]) -> None:
-        self._retries = 0
+        self._retries = self._losses = 0
+        self.metrics.trouble = ""
         try:
             self.step = self._plan.send(rows)
         except StopIteration as stop:
             self.step, self.result = None, stop.value
+
+    def may_send(self, sender: Sender) -> bool:
+        """Tell whether a step that writes may be sent now, or throw into the plan why not."""
+        if self.time_left < self._too_little:  # it would be cut, and nobody know whether it had happened
+            self.throw(Unavailable(self.metrics.trouble or "no time left to write anything"))
+        elif not sender.sending():
+            self.throw(Withdrawn())
+        else:
+            return True
+        return False
 
     def throw(self, error: Exception) -> None:
         self._advance(lambda: self._plan.throw(error))
@@ -152,6 +185,12 @@ class _Execution(Generic[T]):
             Unavailable: the connection is lost, and a transaction with it.
         """
         step = self.step
+        if (
+            step is not None
+            and step.sender is not None
+            and (in_transaction or not lost or isinstance(error, NeverSent))
+        ):
+            step.sender.failed()
         if isinstance(error, errors.UniqueViolation | errors.NotNullViolation):
             self.metrics.conflicts += 1
             self.throw(Refused(error.diag.constraint_name or error.diag.column_name or ""))
@@ -173,19 +212,37 @@ class _Execution(Generic[T]):
 
     def _again(self, error: psycopg.Error, most: int | None = None) -> float:
         """Take the step again after a pause that doubles, and is never the same for two."""
-        pause: float = min(_FIRST_PAUSE * 2**self._retries, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        problem = _read_only(error) if isinstance(error, _READ_ONLY) else _undone(error, self._retries + 1)
+        self.metrics.trouble = problem
+        pause = _pause(self._retries)
         if pause > self.time_left or self._retries == most:
-            self.throw(Unavailable(_read_only(error) if isinstance(error, _READ_ONLY) else _undone(error, most)))
+            self.throw(Unavailable(problem))
             return 0.0
         self._retries += 1
         self.metrics.retries += 1
         return pause
 
-    def lost(self, reconnect: "_Reconnect") -> None:
-        """Go on over another connection, or tell the plan that there is no time left for one."""
+    def lost(self, reconnect: "_Reconnect") -> float:
+        """Go on over another connection, or tell the plan that there is no time left for one.
+
+        Returns:
+            For how many seconds to pause first: the first time, for none.
+        """
+        if isinstance(reconnect.__cause__, _READ_ONLY):
+            return 0.0  # we left that connection ourselves, after a pause
         self.metrics.reconnections += 1
-        if self.time_left <= 0:
+        pause = _pause(self._losses) if self._losses else 0.0
+        self._losses += not isinstance(reconnect.__cause__, NeverSent)
+        if pause >= self.time_left:
             self.throw(Unavailable(f"connection lost, and no time left for another one: {reconnect.__cause__}"))
+            return 0.0
+        return pause
+
+
+def _pause(times: int) -> float:
+    """Say how long to pause: twice as long each time, and never the same for two."""
+    jitter: float = random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    return min(_FIRST_PAUSE * 2.0**times, _LONGEST_PAUSE) * jitter
 
 
 def _read_only(error: psycopg.Error) -> str:
@@ -195,8 +252,8 @@ def _read_only(error: psycopg.Error) -> str:
     )
 
 
-def _undone(error: psycopg.Error, most: int | None) -> str:
-    return f"the server undid the statement {(most or 0) + 1} times in a row; nothing was written: {error}"
+def _undone(error: psycopg.Error, times: int) -> str:
+    return f"the server undid the statement {times} times in a row; nothing was written: {error}"
 
 
 def _is_lost(connection: AnyConnection, error: psycopg.Error) -> bool:
@@ -240,7 +297,7 @@ def run(connections: Connections, plan: Plan[T], timeout: float, metrics: Metric
             with connections(execution.time_left) as connection:
                 _drive(connection, execution)
         except _Reconnect as lost:
-            execution.lost(lost)
+            time.sleep(execution.lost(lost))
         except Unavailable as error:
             execution.throw(error)
     return execution.result
@@ -249,9 +306,9 @@ def run(connections: Connections, plan: Plan[T], timeout: float, metrics: Metric
 def _drive(connection: Connection[Any], execution: _Execution[T]) -> None:
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
+        if step.sender is not None and not execution.may_send(step.sender):
+            continue
         sent = time.perf_counter()
-        if step.sending is not None:
-            step.sending()
         try:
             if step.writes and in_transaction:
                 with _savepoint(connection):
@@ -307,7 +364,8 @@ async def arun(
             async with connections(execution.time_left) as connection:
                 await _adrive(connection, execution)
         except _Reconnect as lost:
-            execution.lost(lost)
+            if pause := execution.lost(lost):
+                await asyncio.sleep(pause)
         except Unavailable as error:
             execution.throw(error)
     return execution.result
@@ -316,9 +374,9 @@ async def arun(
 async def _adrive(connection: AsyncConnection[Any], execution: _Execution[T]) -> None:
     while (step := execution.step) is not None:
         in_transaction = _in_transaction(connection)
+        if step.sender is not None and not execution.may_send(step.sender):
+            continue
         sent = time.perf_counter()
-        if step.sending is not None:
-            step.sending()
         try:
             if step.writes and in_transaction:
                 async with _asavepoint(connection):

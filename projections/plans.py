@@ -14,7 +14,7 @@ from eventstore import plans as log
 from eventstore import queries as log_queries
 from eventstore.errors import SchemaMismatch
 from eventstore.event import StreamEnd, StreamEvent
-from eventstore.steps import Plan, Row, Step
+from eventstore.steps import Plan, Row, Sender, Step
 from projections import queries
 from projections.projection import Values
 from projections.table import Table
@@ -103,12 +103,12 @@ def append_step(
     events: Sequence[tuple[StreamEvent, StreamEnd | None]],
     *also: Also,
     patience: int | None = None,
-    sending: Callable[[], None] | None = None,
+    sender: Sender | None = None,
 ) -> Step:
     """Make the statement that appends chained events of any streams, and writes the rows folded from them.
 
     Each event comes with the end that its stream had before them all. `patience`: how long it may wait for other
-    transactions, in milliseconds (None: as long as the session says). `sending`: see `Step`.
+    transactions, in milliseconds (None: as long as the session says). `sender`: see `Step`.
     """
     single = len(events) == 1 and all(len(rows) == 1 for _, rows in tables)
     params: list[object] = []
@@ -118,7 +118,7 @@ def append_step(
         params += insert.params
     params += log.event_params_single(*events[0], patience) if single else log.events_params(events, patience)
     statement = append_statement(tuple(table for table, _ in tables), tuple(insert.sql for insert in also), single)
-    return Step(statement, params, writes=True, sending=sending)
+    return Step(statement, params, writes=True, sender=sender)
 
 
 @lru_cache

@@ -1,5 +1,6 @@
 """The calls of a registry over a few primitives, so that every implementation shares what is not its storage."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -225,8 +226,9 @@ class RegistryCalls(ABC):
         """As `CommandRegistry.expire_overdue`."""
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
-        time_left = self._time(timeout)
-        overdue = self._overdue(until, arguments.expire_limit(limit), connection, time_left)
+        deadline = time.monotonic() + self._time(timeout)
+        overdue = self._overdue(until, arguments.expire_limit(limit), connection, self._time(timeout))
+        time_left = max(0.0, deadline - time.monotonic())
         expired = self._write_each(overdue, decide, arguments.context_of(context), connection, time_left)
         return [command_id for command_id, done in zip(overdue, expired, strict=True) if done]
 
@@ -444,8 +446,9 @@ class AsyncRegistryCalls(ABC):
         """As `AsyncCommandRegistry.expire_overdue`."""
         until = self._clock() if now is None else check_instant_argument("now", now)
         decide = decider.expire(until)
-        time_left = self._time(timeout)
-        overdue = await self._overdue(until, arguments.expire_limit(limit), connection, time_left)
+        deadline = time.monotonic() + self._time(timeout)
+        overdue = await self._overdue(until, arguments.expire_limit(limit), connection, self._time(timeout))
+        time_left = max(0.0, deadline - time.monotonic())
         expired = await self._write_each(overdue, decide, arguments.context_of(context), connection, time_left)
         return [command_id for command_id, done in zip(overdue, expired, strict=True) if done]
 

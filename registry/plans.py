@@ -54,7 +54,10 @@ def read_all(reads: Sequence[StatusRead], lane: int | None = None) -> Plan[None]
     found = yield from projections.read_rows(COMMAND_STATUS, list(dict.fromkeys(read.command_id for read in reads)))
     for read in reads:
         row = found.get(read.command_id)
-        read.answer(None if row is None else COMMAND_STATUS.projection.state(row))
+        try:
+            read.answer(None if row is None else COMMAND_STATUS.projection.state(row))
+        except ValueError as error:  # a hand in the table: the others can still be read
+            read.fail(error)
 
 
 def status(command_id: str) -> Plan[CommandStatus | None]:

@@ -1,6 +1,7 @@
 """The registry on Postgres, for threads and for asyncio. All logic is in the plans; these classes run them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -24,7 +25,7 @@ from registry.deployments import AsyncDeploymentDirectory, Deployment, Deploymen
 from registry.history import metadata_text
 from registry.models import CommandStatus, EventContext, NewCommand
 from registry.plans import StatusRead
-from registry.writing import States, Write, answer_if_there, creation, work, write_all
+from registry.writing import Write, answer_if_there, creation, work, write_in_time
 
 __all__ = ["AsyncPostgresCommandRegistry", "PostgresCommandRegistry"]
 
@@ -190,8 +191,10 @@ class PostgresCommandRegistry(RegistryCalls):
     def _create(
         self, call: NewCommand, context: EventContext, connection: Connection[Any] | None, timeout: float
     ) -> CommandStatus:
+        began = time.monotonic()
         deployment = self._look_up(call.deployment_id, connection, timeout)
-        return self._settled(creation(call, deployment, context), connection, timeout)
+        time_left = max(0.0, timeout - (time.monotonic() - began))
+        return self._settled(creation(call, deployment, context), connection, time_left)
 
     def _write(
         self,
@@ -207,7 +210,8 @@ class PostgresCommandRegistry(RegistryCalls):
         if connection is None:
             self._open_now.writes.submit(write, timeout)
         else:
-            self.database.run(write_all([write], States(), self._clock, alone=True), connection)
+            plan = write_in_time([write], self._clock, timeout, in_transaction=True)
+            self.database.run(plan, connection, timeout=timeout)
         return write.result()
 
     def _write_each(
@@ -219,7 +223,8 @@ class PostgresCommandRegistry(RegistryCalls):
         timeout: float,
     ) -> Sequence[R | None]:
         writes = [Write(command_id, decide, metadata_text(context)) for command_id in command_ids]
-        self.database.run(write_all(writes, States(), self._clock, alone=True), connection, timeout=timeout)
+        plan = write_in_time(writes, self._clock, timeout, in_transaction=connection is not None)
+        self.database.run(plan, connection, timeout=timeout)
         return [answer_if_there(write) for write in writes]
 
     def _status(self, command_id: str, timeout: float) -> CommandStatus | None:
@@ -397,8 +402,10 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
     async def _create(
         self, call: NewCommand, context: EventContext, connection: AsyncConnection[Any] | None, timeout: float
     ) -> CommandStatus:
+        began = time.monotonic()
         deployment = await self._look_up(call.deployment_id, connection, timeout)
-        return await self._settled(creation(call, deployment, context), connection, timeout)
+        time_left = max(0.0, timeout - (time.monotonic() - began))
+        return await self._settled(creation(call, deployment, context), connection, time_left)
 
     async def _write(
         self,
@@ -414,7 +421,8 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         if connection is None:
             await self._open_now.writes.submit(write, timeout)
         else:
-            await self.database.run(write_all([write], States(), self._clock, alone=True), connection)
+            plan = write_in_time([write], self._clock, timeout, in_transaction=True)
+            await self.database.run(plan, connection, timeout=timeout)
         return write.result()
 
     async def _write_each(
@@ -426,7 +434,8 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         timeout: float,
     ) -> Sequence[R | None]:
         writes = [Write(command_id, decide, metadata_text(context)) for command_id in command_ids]
-        await self.database.run(write_all(writes, States(), self._clock, alone=True), connection, timeout=timeout)
+        plan = write_in_time(writes, self._clock, timeout, in_transaction=connection is not None)
+        await self.database.run(plan, connection, timeout=timeout)
         return [answer_if_there(write) for write in writes]
 
     async def _status(self, command_id: str, timeout: float) -> CommandStatus | None:

@@ -42,6 +42,9 @@ FIND_IDEMPOTENCY_KEYS: Final[LiteralString] = """
     WHERE key = ANY(%s)
 """
 
+LOCK_TIMEOUT: Final[LiteralString] = "SELECT current_setting('lock_timeout')"
+SET_LOCK_TIMEOUT: Final[LiteralString] = "SELECT set_config('lock_timeout', %s, true)"
+
 OVERDUE: Final[LiteralString] = """
     SELECT command_id
     FROM ONLY {table}

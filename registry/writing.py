@@ -7,12 +7,14 @@ it), and sends all the events. What can happen to a statement, and what the next
 * refused by the primary key: somebody else wrote to one of the commands. All are loaded again; those that had moved on
   go in a statement of their own from now on, so that they do not hold the others up.
 * refused by the server for another reason: half of it is tried, until the one call to blame is found.
-* it has to wait for a transaction that does not end: each call of it goes on alone.
+* it has to wait for a transaction that does not end: half of it is tried, until the one call that has to wait is found;
+  that one goes on in a lane aside.
 * the line broke: each call remembers the event it had sent. Found in the log, by its hash: that was my commit.
 
 Every refusal means that somebody else's write went through, so writers together always make progress.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -26,10 +28,10 @@ import psycopg
 from eventstore import queries as log_queries
 from eventstore.batching import LANES, Call, Work
 from eventstore.codec import encode_json
-from eventstore.errors import Conflict, EventStoreError, OutcomeUnknown, Unavailable
+from eventstore.errors import Conflict, EventStoreError, OutcomeUnknown, Unavailable, UnknownEventType
 from eventstore.event import NewEvent, StreamEnd, StreamEvent
 from eventstore.hashing import chain
-from eventstore.steps import Blocked, Lost, Plan, Refused, Step, constant
+from eventstore.steps import Blocked, Lost, Plan, Refused, Step, Withdrawn
 from projections import plans as projections
 from projections.plans import Also, Loaded
 from registry import decider, queries
@@ -43,18 +45,25 @@ from registry.ids import new_command_id
 from registry.lifecycle import is_terminal
 from registry.models import CommandStatus, EventContext, NewCommand
 
-__all__ = ["Creation", "States", "Write", "answer_if_there", "creation", "work", "write_all"]
+__all__ = ["Creation", "States", "Write", "answer_if_there", "creation", "work", "write_all", "write_in_time"]
 
 R = TypeVar("R")
 
 MAX_STATES: Final = 8_192
 """States that are remembered, at most; each takes a few kilobytes."""
 
-PATIENCE: Final = 200
+PATIENCE: Final = 100
 """How long a statement of several calls waits for somebody else's transaction, in milliseconds."""
 
+UNREADABLE: Final = (UnknownEventType, ValueError, AssertionError)
+"""What reading a command raises that a later version of the software, or a hand in the tables, has written."""
+
 PATIENT_SHARE: Final = 0.8
-"""How much of the time it has a call that goes alone waits for somebody else's transaction."""
+"""How much of the time it has a call that goes aside waits for somebody else's transaction."""
+
+
+_SENDING: Final = threading.Lock()
+"""Held while it is noted what is sent, or told to a caller that nothing was: one comes before the other."""
 
 
 class _Sent(NamedTuple):
@@ -85,13 +94,13 @@ class Write(Call[R], Generic[R]):
         """Tell whether something it had sent may still come into a stream that ends there now."""
         return any(sent.event.version > (end.version if end else 0) for sent in self.sent)
 
-    def expire(self, reason: str) -> None:
+    def give_up(self, error: Exception) -> None:
         """Settle it because there is no time left: what it had sent may be in the log, or may yet come there."""
-        if self.sent:
-            event = self.sent[-1].event
-            self.fail(OutcomeUnknown(event.stream_id, event.version, event.hash))
-        else:
-            super().expire(reason)
+        with _SENDING:
+            if self.sent:
+                event = self.sent[-1].event
+                error = OutcomeUnknown(event.stream_id, event.version, event.hash)
+            self.fail(error)
 
 
 class Creation(Write[CommandStatus]):
@@ -187,9 +196,14 @@ class _Stream:
         return self.state
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the round adds nothing to it."""
+        return self.end is self.before
+
+    @property
     def certain(self) -> bool:
-        """Whether a refusal may be based on it: just read, or final, or to be proved by the round's own statement."""
-        return self.fresh or self.end is not self.before or (self.state is not None and is_terminal(self.state.state))
+        """Whether a refusal may be based on it: just read, or final."""
+        return self.fresh or is_terminal(self.command.state)
 
 
 class _Round:
@@ -218,11 +232,14 @@ class _Round:
             return self._without_events(write, stream, None, refusal)
         if not decision.events:
             return self._without_events(write, stream, decision.answer, None)
-        self._append(write, stream, decision, self._clock())
+        try:
+            self._append(write, stream, decision, self._clock())
+        except EventStoreError as refusal:
+            write.fail(refusal)
         return True
 
     def _without_events(self, write: Write[Any], stream: _Stream, answer: object, refusal: Exception | None) -> bool:
-        if stream.end is not stream.before:
+        if not stream.unchanged:
             self.outcomes.append((write, answer, refusal))  # true once the events before it are committed
         elif not stream.certain:
             return False
@@ -269,10 +286,10 @@ class _Round:
         rows = [
             COMMAND_STATUS.projection.row(stream.state)
             for stream in self.streams.values()
-            if stream.state is not None and stream.end is not stream.before
+            if stream.state is not None and not stream.unchanged
         ]
         return projections.append_step(
-            [(COMMAND_STATUS, rows)], self.events, *self._also(), patience=patience, sending=self._sending
+            [(COMMAND_STATUS, rows)], self.events, *self._also(), patience=patience, sender=self
         )
 
     def _also(self) -> Iterable[Also]:
@@ -288,7 +305,7 @@ class _Round:
     def committed(self, states: States) -> None:
         """Answer every call, and remember where their commands are now."""
         for command_id, stream in self.streams.items():
-            if stream.state is not None and stream.end is not None and stream.end is not stream.before:
+            if stream.state is not None and stream.end is not None and not stream.unchanged:
                 states.put(command_id, stream.end, stream.state)
         for write, answer, refusal in self.outcomes:
             _settle(write, answer, refusal)
@@ -298,18 +315,24 @@ class _Round:
         before = self.streams[self.writes[0].command_id].before
         return Conflict(self.writes[0].command_id, before.version if before else 0, None)
 
-    def _sending(self) -> None:
-        """Note on each call what is sent for it."""
-        if not self._is_sent:
-            self._is_sent = True
-            for write, sent in self._sent:
-                write.sent.append(sent)
+    def sending(self) -> bool:
+        """Note on each call what is sent for it; False when one of them is settled: who gave up is not written."""
+        with _SENDING:
+            if any(write.settled for write in self.writes):
+                return False
+            if not self._is_sent:
+                self._is_sent = True
+                for write, sent in self._sent:
+                    write.sent.append(sent)
+            return True
 
-    def not_sent(self) -> None:
+    def failed(self) -> None:
         """Forget what was sent: it is certain not to be in the log."""
-        if self._is_sent:
-            for write in self.writes:
-                write.sent.pop()
+        with _SENDING:
+            if self._is_sent:
+                self._is_sent = False
+                for write in self.writes:
+                    write.sent.pop()
 
 
 def _settle(write: Write[Any], answer: object, refusal: Exception | None) -> None:
@@ -319,18 +342,18 @@ def _settle(write: Write[Any], answer: object, refusal: Exception | None) -> Non
         write.fail(refusal)
 
 
-def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, alone: bool = False) -> Plan[None]:
-    """Decide on calls and append what follows, until each is settled (or is to go alone).
+def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, aside: bool = False) -> Plan[None]:
+    """Decide on calls and append what follows, until each is settled (or is to go aside).
 
-    `alone`: they may wait for other transactions, for most of the time they have.
+    `aside`: they may wait for other transactions, for most of the time they have.
 
     Raises:
         Unavailable: there is nobody to ask, or no time left; calls may be unsettled, and some may have sent events.
     """
     known: dict[str, _Stream] = {}
     most = len(writes)
-    while pending := [write for write in writes if not write.settled and (alone or not write.alone)]:
-        yield from _find_sent(pending)
+    while pending := [write for write in writes if not write.settled and (aside or not write.aside)]:
+        yield from _resolve([write for write in pending if write.sent], known)
         yield from _find_keys(pending)
         these = _together([write for write in pending if not write.settled], states)
         this_round = yield from _decide(these[:most], known, states, clock)
@@ -340,25 +363,21 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, alo
                 yield Step(log_queries.PAUSE)  # for a statement still under way, over a connection that is lost
             continue
         try:
-            yield this_round.step(this_round.patience() if alone else PATIENCE)
+            yield this_round.step(this_round.patience() if aside else PATIENCE)
         except Lost:
             states.forget(this_round.streams)
+        except Withdrawn:
+            pass
         except Refused:
-            this_round.not_sent()
             known, moved = yield from _look_again(this_round, states)
             most = most if moved else _without_the_culprit(this_round, this_round.conflict())
         except Blocked:
-            this_round.not_sent()
-            if alone:
+            if aside:
                 raise
-            states.contest(this_round.streams)
-            for write in this_round.writes:
-                write.alone = True
-        except Unavailable:
-            this_round.not_sent()
-            raise
+            most = max(1, len(this_round.writes) // 2)
+            if len(this_round.writes) == 1:
+                this_round.writes[0].aside = True
         except psycopg.Error as error:
-            this_round.not_sent()
             states.forget(this_round.streams)
             most = _without_the_culprit(this_round, error)
         else:
@@ -366,18 +385,54 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, alo
             most *= 2
 
 
+def write_in_time(
+    writes: Sequence[Write[Any]], clock: Clock, timeout: float, *, in_transaction: bool = False
+) -> Plan[None]:
+    """Do what `write_all` does for calls that do not go through a batcher, with an honest end when nobody can be asked.
+
+    `in_transaction`: of the caller's; its lock_timeout is put back as it was.
+
+    Raises:
+        OutcomeUnknown: of one of the calls it is not known whether it was written.
+        Unavailable: nothing was written.
+    """
+    for write in writes:
+        write.begin(timeout, lambda: None)
+    before = None
+    if in_transaction:
+        [(before,)] = yield Step(queries.LOCK_TIMEOUT)
+    try:
+        yield from write_all(writes, States(), clock, aside=True)
+    except Unavailable as error:
+        for write in writes:
+            write.expire(str(error))
+        unknown = next((write for write in writes if write.is_unknown), None)
+        if unknown is None:
+            raise
+        unknown.result()
+    if before is not None:
+        yield Step(queries.SET_LOCK_TIMEOUT, (before,))
+
+
 def work(clock: Clock) -> Work[Write[Any]]:
     """Make the work of a batcher: `write_all`, with the states that each lane remembers."""
     states = [States(MAX_STATES // LANES) for _ in range(LANES)]
 
     def batch(writes: Sequence[Write[Any]], lane: int | None) -> Plan[None]:
-        return write_all(writes, States() if lane is None else states[lane], clock, alone=lane is None)
+        return write_all(writes, States() if lane is None else states[lane], clock, aside=lane is None)
 
     return batch
 
 
-def _find_sent(writes: Iterable[Write[Any]]) -> Plan[None]:
-    """Settle the calls whose events are in the log, of those that had sent some when the line broke."""
+def _resolve(writes: Sequence[Write[Any]], known: dict[str, _Stream]) -> Plan[None]:
+    """Settle the calls whose events are in the log, of those that had sent some when the line broke.
+
+    The others are decided again, on commands that were read *before* the log was asked: what commits in between has the
+    place that they will ask for.
+    """
+    unread = [write for write in writes if write.command_id not in known and not isinstance(write, Creation)]
+    if unread:
+        known |= yield from _read_for(unread)
     doubtful = [(write, sent) for write in writes for sent in write.sent]
     if not doubtful:
         return
@@ -400,7 +455,7 @@ def _find_keys(writes: Iterable[Write[Any]]) -> Plan[None]:
         return
     rows = yield Step(queries.FIND_IDEMPOTENCY_KEYS, (list(keyed.values()),))
     found = {key: (command_id, arguments_hash) for key, command_id, arguments_hash in rows}
-    made = yield from _read(command_id for command_id, _ in found.values()) if found else constant({})
+    made = (yield from _read_each([command_id for command_id, _ in found.values()])) if found else {}
     for creation, key in keyed.items():
         creation.looks_for_key = False
         command_id, arguments_hash = found.get(key, (None, None))
@@ -408,10 +463,15 @@ def _find_keys(writes: Iterable[Write[Any]]) -> Plan[None]:
             continue
         if arguments_hash != creation.arguments_hash:
             creation.fail(IdempotencyConflict(str(key), command_id))
-        elif command_id in made:
-            creation.answer(made[command_id].command)
         else:
-            creation.fail(CommandNotFound(command_id))
+            _answer_with(creation, made.get(command_id, CommandNotFound(command_id)))
+
+
+def _answer_with(creation: Creation, first: _Stream | Exception) -> None:
+    if isinstance(first, _Stream):
+        creation.answer(first.command)
+    else:
+        creation.give_up(first)
 
 
 def _together(writes: list[Write[Any]], states: States) -> list[Write[Any]]:
@@ -428,7 +488,9 @@ def _decide(writes: list[Write[Any]], known: dict[str, _Stream], states: States,
         writes = [write for write in writes if not this_round.decide(write)]
         for write in writes:
             states.forget([write.command_id])
-            known.pop(write.command_id, None)
+            stream = known.get(write.command_id)
+            if stream is not None and stream.unchanged:  # else the refusal holds once the statement is committed
+                del known[write.command_id]
     return this_round
 
 
@@ -444,10 +506,33 @@ def _load(writes: Iterable[Write[Any]], known: dict[str, _Stream], states: State
         else:
             known[command_id] = _Stream(believed.end, believed.end, believed.state, fresh=False)
     if missing:
-        known |= yield from _read(dict.fromkeys(write.command_id for write in missing))
+        known |= yield from _read_for(missing)
         for write in missing:
             if write.command_id not in known:
                 write.fail(CommandNotFound(write.command_id))
+
+
+def _read_for(writes: Sequence[Write[Any]]) -> Plan[dict[str, _Stream]]:
+    """Read the commands of calls; a command that cannot be read fails its own calls alone."""
+    known = yield from _read_each(list(dict.fromkeys(write.command_id for write in writes)))
+    for write in writes:
+        read = known.get(write.command_id)
+        if isinstance(read, Exception):
+            write.give_up(read)
+    return {command_id: read for command_id, read in known.items() if isinstance(read, _Stream)}
+
+
+def _read_each(command_ids: Sequence[str]) -> Plan[dict[str, _Stream | Exception]]:
+    """Read commands, or else why they cannot be read."""
+    try:
+        return {**(yield from _read(command_ids))}
+    except UNREADABLE as error:
+        if len(command_ids) == 1:
+            return {command_ids[0]: error}
+    read: dict[str, _Stream | Exception] = {}
+    for command_id in command_ids:
+        read |= yield from _read_each([command_id])
+    return read
 
 
 def _read(command_ids: Iterable[str]) -> Plan[dict[str, _Stream]]:
@@ -458,11 +543,11 @@ def _read(command_ids: Iterable[str]) -> Plan[dict[str, _Stream]]:
 def _look_again(this_round: _Round, states: States) -> Plan[tuple[dict[str, _Stream], bool]]:
     """Find out where the commands of a refused statement are; tell whether that explains the refusal."""
     states.forget(this_round.streams)
-    known = yield from _read(this_round.streams)
+    known = yield from _read_for(this_round.writes)
     moved = [
         command_id
-        for command_id, stream in this_round.streams.items()
-        if (known[command_id].end if command_id in known else None) != stream.before
+        for command_id in dict.fromkeys(write.command_id for write in this_round.writes)
+        if (known[command_id].end if command_id in known else None) != this_round.streams[command_id].before
     ]
     states.contest(moved)
     creations = [write for write in this_round.writes if isinstance(write, Creation)]
@@ -474,16 +559,16 @@ def _look_again(this_round: _Round, states: States) -> Plan[tuple[dict[str, _Str
     return known, bool(moved) or any(creation.settled for creation in creations)
 
 
-_OF_ONE_CALL: Final = ("22", "23", "54", "P0")
-"""Classes of errors that come of what one call sent: data, constraints, limits, and what a trigger raises."""
+_OF_ALL: Final = ("08", "25", "28", "3D", "42", "53", "57", "58", "XX")
+"""Classes of errors that no single call is to blame for: connections, rights, names, resources, operators, defects."""
 
 
 def _without_the_culprit(this_round: _Round, error: Exception) -> int:
     """Say how many calls to try next, so that only the one to blame fails in the end."""
     sent = this_round.writes
-    if isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] not in _OF_ONE_CALL:
+    if isinstance(error, psycopg.Error) and (error.sqlstate or "XX")[:2] in _OF_ALL:
         for write, *_ in this_round.outcomes:
-            write.fail(error)
+            write.give_up(error)
     elif len(sent) == 1:
-        sent[0].fail(error)
+        sent[0].give_up(error)
     return max(1, len(sent) // 2)

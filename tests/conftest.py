@@ -28,6 +28,7 @@ from registry import (
     PostgresCommandRegistry,
     embedded,
 )
+from tests.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
 from tests.rpc_client import RpcCommandRegistry
 from tests.synchronous import Synchronous
 
@@ -59,6 +60,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 IN_MEMORY = ["memory", "async_memory", "rpc_memory"]
 ON_POSTGRES = ["postgres", "async_postgres", "rpc_postgres"]
+POOLED = ["pooled_postgres", "async_pooled_postgres"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,7 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     older = ["15"] if every and DEBIAN_15.exists() and "COMMAND_REGISTRY_TEST_DSN" not in os.environ else []
     if "open_registry" in metafunc.fixturenames:
         implementations = IN_MEMORY + ON_POSTGRES + [f"{name}@{version}" for version in older for name in ON_POSTGRES]
-        metafunc.parametrize("open_registry", implementations, indirect=True)
+        pooled = [pytest.param(name, marks=needs_pgbouncer) for name in POOLED]
+        metafunc.parametrize("open_registry", [*implementations, *pooled], indirect=True)
     elif "databases" in metafunc.fixturenames:
         metafunc.parametrize("databases", ["default", *older], indirect=True)
 
@@ -130,6 +133,24 @@ def servers() -> Iterator[Callable[[str], Databases]]:
         yield of_version
 
 
+Poolers = Callable[[Databases], PgBouncer]
+
+
+@pytest.fixture(scope="session")
+def poolers() -> Iterator[Poolers]:
+    """Starts a PgBouncer before a server when it is first asked for, and ends them all."""
+    started: dict[str, PgBouncer] = {}
+    with ExitStack() as stack:
+
+        def before(databases: Databases) -> PgBouncer:
+            server_dsn = databases.server_dsn
+            if server_dsn not in started:
+                started[server_dsn] = stack.enter_context(pgbouncer(server_dsn))
+            return started[server_dsn]
+
+        yield before
+
+
 @pytest.fixture
 def databases(request: pytest.FixtureRequest, servers: Callable[[str], Databases]) -> Databases:
     """The server to make databases on."""
@@ -176,6 +197,12 @@ def _implementation(name: str, dsn: str | None) -> Callable[[str], Any]:
             return lambda model: PostgresCommandRegistry.open(dsn, deployments=fixed(model))
         case "async_postgres":
             return lambda model: Synchronous(AsyncPostgresCommandRegistry.open(dsn, deployments=fixed(model)))
+        case "pooled_postgres":
+            return lambda model: PostgresCommandRegistry.open(dsn, deployments=fixed(model), pooler="transaction")
+        case "async_pooled_postgres":
+            return lambda model: Synchronous(
+                AsyncPostgresCommandRegistry.open(dsn, deployments=fixed(model), pooler="transaction")
+            )
         case "rpc_memory":
             return lambda model: RpcCommandRegistry(deployment_model=model, memory=True)
         case _:
@@ -185,12 +212,11 @@ def _implementation(name: str, dsn: str | None) -> Callable[[str], Any]:
 class Registries:
     """Opens registries of one implementation, each once for its database and model, and closes them together."""
 
-    def __init__(self, name: str, databases: Databases | None) -> None:
+    def __init__(self, name: str, databases: Databases | None, pooler: PgBouncer | None) -> None:
         self._databases = databases
         self._database = databases.migrated() if databases else None
-        self._implementation = _implementation(
-            name, databases.dsn(self._database) if databases and self._database else None
-        )
+        dsn = databases.dsn(self._database) if databases and self._database else None
+        self._implementation = _implementation(name, pooler.dsn(dsn) if pooler and dsn else dsn)
         self._opened: dict[str, Any] = {}
 
     def open(self, model: str) -> CommandRegistry:
@@ -207,36 +233,38 @@ class Registries:
 
 
 @pytest.fixture(scope="session")
-def shared_registries(servers: Callable[[str], Databases]) -> Iterator[Callable[[str], Registries]]:
+def shared_registries(servers: Callable[[str], Databases], poolers: Poolers) -> Iterator[Callable[[str], Registries]]:
     """Registries that many tests share: each test works on commands of its own."""
     opened: dict[str, Registries] = {}
     with ExitStack() as stack:
 
         def of_implementation(param: str) -> Registries:
             if param not in opened:
-                opened[param] = _registries(param, servers)
+                opened[param] = _registries(param, servers, poolers)
                 stack.callback(opened[param].close)
             return opened[param]
 
         yield of_implementation
 
 
-def _registries(param: str, servers: Callable[[str], Databases]) -> Registries:
+def _registries(param: str, servers: Callable[[str], Databases], poolers: Poolers) -> Registries:
     name, _, version = param.partition("@")
-    return Registries(name, servers(version or "default") if name in ON_POSTGRES else None)
+    databases = servers(version or "default") if name in ON_POSTGRES + POOLED else None
+    return Registries(name, databases, poolers(databases) if databases and name in POOLED else None)
 
 
 @pytest.fixture
 def open_registry(
     request: pytest.FixtureRequest,
     servers: Callable[[str], Databases],
+    poolers: Poolers,
     shared_registries: Callable[[str], Registries],
 ) -> Iterator[Open]:
     """Opens registries of every implementation in turn; with the mark own_database, ones that no other test used."""
     if request.node.get_closest_marker("own_database") is None:
         yield shared_registries(request.param).open
         return
-    own = _registries(request.param, servers)
+    own = _registries(request.param, servers, poolers)
     yield own.open
     own.close()
 

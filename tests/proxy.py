@@ -1,9 +1,10 @@
 """A TCP proxy in front of Postgres that loses requests, replies, and everything."""
 
 import contextlib
+import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from types import TracebackType
@@ -21,8 +22,56 @@ class Fault(Enum):
     """What happens to the connection whose client sends the marker."""
 
     CUT_BEFORE = "the request never reaches the server"
+    CUT_AT_WORK = "the client is cut off while the server is at work on its request"
     LOSE_REPLY = "the server answers, and its answer never arrives"
     LOSE_REPLY_AND_GO_AWAY = "and nobody can connect any more"
+    FALL_SILENT = "the request reaches the server, and from then on nothing passes, on any connection"
+
+
+class _Requests:
+    """What a client sends, cut into the messages of the protocol."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._begun = False
+        self._prepared: dict[bytes, bytes] = {}
+
+    def take(self, chunk: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Give each message that has come whole, and the text of the statement that it executes (or nothing)."""
+        self._rest += chunk
+        while (end := self._end()) <= len(self._rest):
+            message, self._rest = self._rest[:end], self._rest[end:]
+            yield message, self._executed(message)
+
+    def _end(self) -> int:
+        start = 1 if self._begun else 0  # the first message has no type
+        if len(self._rest) < start + 4:
+            return start + 4
+        return start + int.from_bytes(self._rest[start : start + 4])
+
+    def _executed(self, message: bytes) -> bytes:
+        if not self._begun:
+            self._begun = True
+        elif message[:1] == b"Q":
+            return message[5:]
+        elif message[:1] == b"P":
+            name, text, _ = message[5:].split(b"\0", 2)
+            self._prepared[name] = text
+        elif message[:1] == b"B":
+            _, name, _ = message[5:].split(b"\0", 2)
+            return self._prepared.get(name, b"")
+        return b""
+
+
+def _tags(replies: bytes) -> list[str]:
+    """Give the tags of the statements that the server says it has completed."""
+    tags = []
+    while replies:
+        end = 1 + int.from_bytes(replies[1:5])
+        if replies[:1] == b"C":
+            tags.append(replies[5 : end - 1].decode())
+        replies = replies[end:]
+    return tags
 
 
 class _Link:
@@ -31,6 +80,7 @@ class _Link:
     def __init__(self, proxy: "Proxy", client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
         self._fault: Fault | None = None
+        self._answered = threading.Event()
         for pump in (self._requests, self._replies):
             threading.Thread(target=self._pump, args=(pump,), daemon=True).start()
 
@@ -40,15 +90,26 @@ class _Link:
         self.cut()
 
     def _requests(self) -> None:
-        seen = b""
+        requests = _Requests()
         while chunk := self._client.recv(65536):
-            seen = seen[-256:] + chunk
-            if self._fault is None:
-                self._fault = self._proxy.fault_of(seen)
-            if self._fault is Fault.CUT_BEFORE:
-                return
-            if not self._proxy.silent:
-                self._server.sendall(chunk)
+            for message, statement in requests.take(chunk):
+                if statement and self._fault is None:
+                    self._fault = self._proxy.fault_of(statement)
+                if self._fault is Fault.CUT_BEFORE:
+                    return
+                if not self._proxy.silent:
+                    self._server.sendall(message)
+                if message[:1] in {b"S", b"Q"} and self._whole_request_sent():
+                    return
+
+    def _whole_request_sent(self) -> bool:
+        """Tell whether the client is cut off now."""
+        if self._fault is Fault.FALL_SILENT:
+            self._proxy.fall_silent()
+        if self._fault is not Fault.CUT_AT_WORK:
+            return False
+        self._client.shutdown(socket.SHUT_RDWR)
+        return self._answered.wait()
 
     def _replies(self) -> None:
         swallowed = b""
@@ -59,11 +120,15 @@ class _Link:
                 continue
             swallowed += chunk
             if swallowed.endswith(_READY):
+                self._proxy.lost_tags += _tags(swallowed)
                 if self._fault is Fault.LOSE_REPLY_AND_GO_AWAY:
                     self._proxy.go_away()
-                return
+                if self._fault is not Fault.FALL_SILENT:
+                    return
+                swallowed = b""
 
     def cut(self) -> None:
+        self._answered.set()
         for end in (self._client, self._server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -73,8 +138,10 @@ class _Link:
 class Proxy:
     """Forwards 127.0.0.1:`port` to a Postgres.
 
-    It may be told to go wrong at a request that holds a marker (`fail_at`), to go away and come back, to hang up on
-    whoever connects, or to fall silent: connections stand, and nothing passes any more.
+    It may be told to go wrong at a request that executes a statement with a marker in it (`fail_at`, `fail_at_random`),
+    to call somebody at one (`at`), to go away and come back, to hang up on whoever connects, or to fall silent:
+    connections stand, and nothing passes any more. `happened`: the faults so far. `lost_tags`: what the replies that it
+    kept to itself said of their statements ("INSERT 0 3").
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -82,11 +149,14 @@ class Proxy:
         self._lock = threading.Lock()
         self._links: list[_Link] = []
         self._faults: list[tuple[bytes, Fault]] = []
+        self._chances: tuple[bytes, random.Random, Mapping[Fault, float]] | None = None
+        self._calls: list[tuple[bytes, Callable[[], object]]] = []
         self._listener: socket.socket | None = None
         self.silent = False
         self.hangs_up = False
         self.hung_up_on = 0
         self.happened: list[Fault] = []
+        self.lost_tags: list[str] = []
         self.port = 0
         self.come_back()
 
@@ -104,15 +174,44 @@ class Proxy:
         """Let the next requests that hold the marker go wrong."""
         self._faults += [(marker, fault)] * times
 
-    def fault_of(self, request: bytes) -> Fault | None:
+    def fail_at_random(self, marker: bytes, seed: int, chances: Mapping[Fault, float]) -> None:
+        """From now on, let requests that hold the marker go wrong, each fault with its probability; none: no more."""
+        self._chances = (marker, random.Random(seed), chances) if chances else None  # noqa: S311 - to be replayed
+
+    def at(self, marker: bytes, call: Callable[[], object]) -> None:
+        """Call somebody when the next request that holds the marker comes, and before it goes on."""
+        self._calls.append((marker, call))
+
+    def fault_of(self, statement: bytes) -> Fault | None:
         """Take the fault that is in store for a request, if there is one."""
+        self._call(statement)
         with self._lock:
-            for index, (marker, fault) in enumerate(self._faults):
-                if marker in request:
-                    del self._faults[index]
-                    self.happened.append(fault)
+            fault = self._next(statement)
+            if fault is not None:
+                self.happened.append(fault)
+            return fault
+
+    def _next(self, statement: bytes) -> Fault | None:
+        for index, (marker, fault) in enumerate(self._faults):
+            if marker in statement:
+                del self._faults[index]
+                return fault
+        if self._chances is not None and self._chances[0] in statement:
+            _, dice, chances = self._chances
+            throw = dice.random()
+            for fault, chance in chances.items():
+                if throw < chance:
                     return fault
+                throw -= chance
         return None
+
+    def _call(self, statement: bytes) -> None:
+        with self._lock:
+            due = [entry for entry in self._calls if entry[0] in statement][:1]
+            for entry in due:
+                self._calls.remove(entry)
+        for _, call in due:
+            call()
 
     def cut_all(self) -> None:
         """Cut every connection there is."""

@@ -108,6 +108,8 @@ def test_the_help_of_a_command_has_an_example_of_it_and_the_common_options(name:
     assert re.search(rf"Examples?: +\n.*(\$ |\| )command-registry {name}\b", text, re.DOTALL)
     assert "--dsn" in text
     assert "COMMAND_REGISTRY_DSN" in text
+    assert "--pooler" in text
+    assert "COMMAND_REGISTRY_POOLER" in text
     assert "--debug" in text
     assert ("--json" in text) == (name in PRINTS_JSON)
 
@@ -287,7 +289,11 @@ def test_a_forbidden_transition_says_where_the_command_can_go(cli: CommandLine) 
         (["complete", "cmd_x", "FAILED", "--error", "[" * 100_000], "is not JSON"),
         (["export", "--after", "12"], "TRANSACTION_ID:POSITION"),
         (["status", "cmd_x", "--at", "noon"], "RFC 3339"),
+        (["status", "cmd_x", "--pooler", "session"], "'session' is not one of 'transaction'"),
+        (["--pooler", "session", "status", "cmd_x"], "'session' is not one of 'transaction'"),
         (["rpc", "--memory", "--dsn", "dbname=x"], "--memory"),
+        (["rpc", "--memory", "--pooler", "transaction"], "--memory"),
+        (["--pooler", "transaction", "rpc", "--memory"], "--memory"),
     ],
 )
 def test_a_usage_error_is_one_line_that_names_the_help(arguments: list[str], said: str) -> None:
@@ -324,6 +330,18 @@ def test_the_dsn_may_stand_before_the_command_and_beats_the_environment(dsn: str
     assert empty.call("create", "d", "n", "--dsn", dsn).exit_code == 0
     assert empty.call("--dsn", empty_dsn, "create", "d", "n", "--dsn", dsn).exit_code == 0
     assert CommandLine(dsn).call("--dsn", empty_dsn, "create", "d", "n").exit_code == 1
+
+
+def test_a_pooler_may_be_named_before_the_command_after_it_or_by_the_environment(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.call("--pooler", "transaction", "create", "d", "n").exit_code == 0
+    assert cli.call("create", "d", "n", "--pooler", "transaction").exit_code == 0
+    monkeypatch.setenv("COMMAND_REGISTRY_POOLER", "transaction")
+    assert cli.call("create", "d", "n").exit_code == 0
+    monkeypatch.setenv("COMMAND_REGISTRY_POOLER", "session")
+    assert "COMMAND_REGISTRY_POOLER" in cli.error("create", "d", "n", status=2)
+    assert cli.call("create", "d", "n", "--pooler", "transaction").exit_code == 0
 
 
 def test_a_user_without_rights_is_told_which_role_to_ask_for(nobody: str, connection: psycopg.Connection[Any]) -> None:

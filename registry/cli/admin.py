@@ -8,7 +8,7 @@ from rich.text import Text
 from registry import doctor, plans
 from registry.cli.commands import START, command
 from registry.cli.opening import connected
-from registry.cli.options import Debug, Dsn, Json
+from registry.cli.options import Debug, Dsn, Json, Pooler
 from registry.cli.output import facts, print_json, progress, say, stderr
 from registry.doctor import Check, Installed
 
@@ -20,14 +20,14 @@ __all__ = ["examine", "migrate"]
     "command-registry migrate --dsn postgresql://admin@db.example.com/control",
     "command-registry migrate --json",
 )
-def migrate(as_json: Json = False, dsn: Dsn = None, _debug: Debug = False) -> None:
+def migrate(as_json: Json = False, dsn: Dsn = None, pooler: Pooler = None, _debug: Debug = False) -> None:
     """Create what is missing in a database; this comes first.
 
     The schema, its guards and roles, and the read model. What is there stays as it is, so it may be run at any time,
     and by several at once; it stops no writers. A read model that is missing is built from the log.
     """
     folded = 0
-    with connected(dsn) as session:
+    with connected(dsn, pooler) as session:
         before = session.run(doctor.installed())
         count = lambda: session.run(doctor.count_events())  # noqa: E731 - for the bar alone
         with progress("building the read model", count, quiet=as_json or before.read_model) as advance:
@@ -77,6 +77,7 @@ def examine(
     ] = False,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Look for what is wrong with a database, and say how to mend it.
@@ -84,7 +85,7 @@ def examine(
     It changes nothing. Server, schema, guards, keys, grants, the read model, and whether anything holds readers of
     the log back. Exit status 1 when a check failed; warnings are told, and do not count.
     """
-    with connected(dsn) as session:
+    with connected(dsn, pooler) as session:
         count = lambda: session.run(doctor.count_events())  # noqa: E731 - for the bar alone
         with progress("verifying", count, quiet=as_json or quick) as advance:
             checks = session.run(doctor.examine(quick=quick, progress=advance))

@@ -8,7 +8,7 @@ import typer
 from registry.cli import admin, audit, reads, serving, writes
 from registry.cli.commands import add_all
 from registry.cli.invocation import CommandLine, Invocation
-from registry.cli.options import RootDebug, RootDsn
+from registry.cli.options import RootDebug, RootDsn, RootPooler
 
 __all__ = ["app"]
 
@@ -44,6 +44,7 @@ def _version(value: bool) -> None:
 def root(
     ctx: typer.Context,
     _dsn: RootDsn = None,
+    _pooler: RootPooler = None,
     _debug: RootDebug = False,
     _show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")

@@ -17,7 +17,7 @@ from registry.audit import Report, export_line
 from registry.cli.commands import AUDIT, command
 from registry.cli.invocation import Stop
 from registry.cli.opening import opened
-from registry.cli.options import Debug, Dsn, Json
+from registry.cli.options import Debug, Dsn, Json, Pooler
 from registry.cli.output import facts, print_json, progress, say, stderr
 
 __all__ = ["export", "verify"]
@@ -28,14 +28,14 @@ __all__ = ["export", "verify"]
     "command-registry verify",
     "command-registry verify --json",
 )
-def verify(as_json: Json = False, dsn: Dsn = None, _debug: Debug = False) -> None:
+def verify(as_json: Json = False, dsn: Dsn = None, pooler: Pooler = None, _debug: Debug = False) -> None:
     """Verify that nothing in the record was changed.
 
     Exit status 1 when anything is not as it was written. Every event's hash is computed again and must match, every
     command's versions must run 1, 2, 3 without a gap, and every row of the read model must be what its events fold
     to; all as of one moment. It changes nothing, and stops nobody.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         count = lambda: registry.database.run(doctor.count_events())  # noqa: E731 - for the bar alone
         begun = time.perf_counter()
         with progress("verifying", count, quiet=as_json) as advance:
@@ -106,6 +106,7 @@ def export(
         ),
     ] = None,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Write the log as JSON, one event a line.
@@ -115,7 +116,7 @@ def export(
     are, and where the export ended, is said on stderr.
     """
     lines, last = 0, after or LOG_START
-    with opened(dsn) as registry, _writing(output) as file:
+    with opened(dsn, pooler) as registry, _writing(output) as file:
         for event in registry.export(last):
             file.write(export_line(event))
             lines, last = lines + 1, event.log_position

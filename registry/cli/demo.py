@@ -12,6 +12,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from eventstore.database import Pooler
 from registry.cli.demo_report import print_story
 from registry.cli.fleet.books import Books
 from registry.cli.fleet.clock import SimulatedClock
@@ -29,11 +30,20 @@ MAX_SEED: Final = 2**63 - 1
 NEW_SEEDS: Final = 1_000_000
 
 
-def run_demo(dsn: str | None, *, commands: int, seed: int | None, as_json: bool, console: Console) -> bool:
+def run_demo(
+    dsn: str | None,
+    *,
+    pooler: Pooler | None = None,
+    commands: int,
+    seed: int | None,
+    as_json: bool,
+    console: Console,
+) -> bool:
     """Let a fleet live through a day, print what became of it, and tell whether the verification holds.
 
-    Without a DSN it happens in the embedded Postgres. What it writes stays in the log, under deployments whose ids
-    begin with `dep_demo_`. `seed`: 0 or more; the same seed deals the same fates (default: a new one).
+    Without a DSN it happens in the embedded Postgres. `pooler`: what the DSN leads through. What it writes stays in the
+    log, under deployments whose ids begin with `dep_demo_`. `seed`: 0 or more; the same seed deals the same fates
+    (default: a new one).
 
     Raises:
         InvalidCommand: `commands` is not in 1..100,000, or `seed` not in 0..2**63-1.
@@ -45,7 +55,7 @@ def run_demo(dsn: str | None, *, commands: int, seed: int | None, as_json: bool,
         raise InvalidCommand("seed", f"must be in 0..{MAX_SEED}, not {seed}")
     chosen = secrets.randbelow(NEW_SEEDS) if seed is None else seed
     with _progress(console, commands, shown=console.is_terminal and not as_json) as watching:
-        story = asyncio.run(_live_and_tell(dsn, commands, chosen, watching))
+        story = asyncio.run(_live_and_tell(dsn, pooler, commands, chosen, watching))
     if as_json:
         console.print_json(story.model_dump_json(), indent=2 if console.is_terminal else None)
     else:
@@ -53,10 +63,12 @@ def run_demo(dsn: str | None, *, commands: int, seed: int | None, as_json: bool,
     return story.holds
 
 
-async def _live_and_tell(dsn: str | None, commands: int, seed: int, watching: "_Watching") -> Story:
+async def _live_and_tell(
+    dsn: str | None, pooler: Pooler | None, commands: int, seed: int, watching: "_Watching"
+) -> Story:
     # The day ends now: so no deadline is taken for past that is not, whosever command it is.
     clock = SimulatedClock(datetime.now(UTC).replace(second=0, microsecond=0), seed)
-    async with AsyncPostgresCommandRegistry.open(dsn, deployments="table", clock=clock) as registry:
+    async with AsyncPostgresCommandRegistry.open(dsn, deployments="table", pooler=pooler, clock=clock) as registry:
         for deployment in DEPLOYMENTS:
             await registry.deployment_table.put(deployment)
         watching.begin(clock)

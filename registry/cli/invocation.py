@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+from eventstore.database import Pooler
 from registry.cli.errors import describe, one_line, without_secrets
 from registry.cli.output import stderr
 
@@ -31,11 +32,17 @@ class Stop(Exception):
 
 @dataclass(slots=True)
 class Invocation:
-    """What holds for a whole run. `dsn` is the one in force, once it is known; `dsn_given`, that it is no default."""
+    """What holds for a whole run.
+
+    `dsn` and `pooler` are those in force, once they are known; `dsn_given` and `pooler_given`, that they were given in
+    the call itself.
+    """
 
     debug: bool = False
     dsn: str | None = None
     dsn_given: bool = False
+    pooler: Pooler | None = None
+    pooler_given: bool = False
     command: str = ""
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeVar
 import psycopg
 from psycopg import Connection
 
-from eventstore.database import DEFAULT_TIMEOUT, parse_dsn
+from eventstore.database import DEFAULT_TIMEOUT, Pooler, not_connected, parse_dsn
 from eventstore.errors import Unavailable
 from eventstore.steps import Plan, run
 from registry import embedded
@@ -18,23 +18,27 @@ __all__ = ["Session", "connected", "opened"]
 
 T = TypeVar("T")
 
-# client_encoding: from a database in SQL_ASCII, text would come as bytes. search_path: names come with their schemas.
+# client_encoding: from a database in SQL_ASCII, text would come as bytes.
 _SETTINGS: Final = {
     "connect_timeout": 5,
     "application_name": "command-registry",
     "client_encoding": "UTF8",
-    "options": "-c search_path=pg_catalog,pg_temp",
 }
+
+# Names come with their schemas.
+_SESSION: Final = "-c search_path=pg_catalog,pg_temp"
 
 
 @contextmanager
-def opened(dsn: str | None, deployments: Literal["table"] | None = None) -> Iterator[PostgresCommandRegistry]:
+def opened(
+    dsn: str | None, pooler: Pooler | None, deployments: Literal["table"] | None = None
+) -> Iterator[PostgresCommandRegistry]:
     """Open the registry of a database, or of the embedded Postgres.
 
     Raises:
         SchemaMismatch, Unavailable, EmbeddedPostgresError: as `PostgresCommandRegistry.open`.
     """
-    registry = PostgresCommandRegistry(dsn, deployments=deployments, pool_size=1)
+    registry = PostgresCommandRegistry(dsn, deployments=deployments, pool_size=1, pooler=pooler)
     with waiting("opening the registry"):
         registry.connect()
     with registry:
@@ -68,7 +72,7 @@ class Session:
 
 
 @contextmanager
-def connected(dsn: str | None) -> Iterator[Session]:
+def connected(dsn: str | None, pooler: Pooler | None) -> Iterator[Session]:
     """Connect to a database, or to that of the embedded Postgres, whatever is in it.
 
     Raises:
@@ -78,12 +82,16 @@ def connected(dsn: str | None) -> Iterator[Session]:
     with _server(dsn) as server_dsn:
         try:
             with waiting("connecting"):
-                settings: dict[str, Any] = {**_SETTINGS, **parse_dsn(server_dsn)}
-                connection = Connection.connect(**settings, autocommit=True)
+                connection = Connection.connect(**_settings(server_dsn, pooler), autocommit=True)
         except psycopg.OperationalError as error:
-            raise Unavailable(f"cannot connect to Postgres: {error}") from error
+            raise not_connected(error, pooler) from error
         with connection:
             yield Session(connection)
+
+
+def _settings(dsn: str, pooler: Pooler | None) -> dict[str, Any]:
+    session = {"options": _SESSION} if pooler is None else {"prepare_threshold": None}
+    return {**_SETTINGS, **session, **parse_dsn(dsn)}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import JsonValue
 
+from eventstore import database
 from registry.cli.errors import user_name
 from registry.cli.invocation import Invocation
 from registry.errors import InvalidCommand
@@ -32,21 +33,24 @@ __all__ = [
     "InitialState",
     "Json",
     "Now",
+    "Pooler",
     "RequestId",
     "RequestSize",
     "ResponseSize",
     "Result",
     "RootDebug",
     "RootDsn",
+    "RootPooler",
     "State",
     "Traceparent",
     "context",
     "deployment_directory",
-    "given_dsn",
+    "given_connection",
     "now",
 ]
 
 DSN_VARIABLE: Final = "COMMAND_REGISTRY_DSN"
+POOLER_VARIABLE: Final = "COMMAND_REGISTRY_POOLER"
 _CONNECTION: Final = "Connection and output"
 _CONTEXT: Final = "Who, and in the course of what"
 
@@ -116,17 +120,38 @@ def _root_dsn(ctx: typer.Context, value: str | None) -> str | None:
 def _dsn(ctx: typer.Context, value: str | None) -> str | None:
     """Choose: what was given after the command, what was given before it, what the environment says."""
     invocation: Invocation = ctx.obj
-    source = ctx.get_parameter_source("dsn")
-    given = source is not None and source.name == "COMMANDLINE"
+    given = _is_given(ctx, "dsn")
     if value is not None and (given or not invocation.dsn_given):
         invocation.dsn, invocation.dsn_given = _checked(value), given
     return invocation.dsn
 
 
-def given_dsn(ctx: typer.Context) -> bool:
-    """Tell whether a DSN was given in the call itself, and not by the environment."""
+def _root_pooler(ctx: typer.Context, value: database.Pooler | None) -> database.Pooler | None:
+    if value is not None:
+        invocation: Invocation = ctx.obj
+        invocation.pooler, invocation.pooler_given = value, True
+    return value
+
+
+def _pooler(ctx: typer.Context, value: database.Pooler | None) -> database.Pooler | None:
+    """Choose as `_dsn` does."""
     invocation: Invocation = ctx.obj
-    return invocation.dsn_given
+    given = _is_given(ctx, "pooler")
+    if value is not None and (given or not invocation.pooler_given):
+        invocation.pooler, invocation.pooler_given = value, given
+    return invocation.pooler
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Tell whether an option stands in the call itself."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def given_connection(ctx: typer.Context) -> bool:
+    """Tell whether a DSN or a pooler was given in the call itself, and not by the environment."""
+    invocation: Invocation = ctx.obj
+    return invocation.dsn_given or invocation.pooler_given
 
 
 def _checked(dsn: str) -> str:
@@ -151,6 +176,10 @@ _DSN_HELP: Final = (
     "The Postgres to use: postgresql://USER@HOST/DATABASE (a password is better kept in ~/.pgpass). "
     "Default: the embedded Postgres, which is started on demand."
 )
+_POOLER_HELP: Final = (
+    "What the DSN leads through: transaction, for a pooler such as PgBouncer in transaction mode. "
+    "Then nothing is prepared, and no setting of a session relied upon."
+)
 _DEBUG_HELP: Final = "Show the traceback of an error."
 
 Dsn: TypeAlias = Annotated[
@@ -161,6 +190,13 @@ Dsn: TypeAlias = Annotated[
 ]
 RootDsn: TypeAlias = Annotated[
     str | None, typer.Option("--dsn", metavar="DSN", callback=_root_dsn, help="As after the command.")
+]
+Pooler: TypeAlias = Annotated[
+    database.Pooler | None,
+    typer.Option("--pooler", envvar=POOLER_VARIABLE, callback=_pooler, help=_POOLER_HELP, rich_help_panel=_CONNECTION),
+]
+RootPooler: TypeAlias = Annotated[
+    database.Pooler | None, typer.Option("--pooler", callback=_root_pooler, help="As after the command.")
 ]
 Debug: TypeAlias = Annotated[
     bool, typer.Option("--debug", callback=_debug, help=_DEBUG_HELP, rich_help_panel=_CONNECTION)

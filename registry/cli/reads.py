@@ -10,7 +10,7 @@ from rich.text import Text
 from registry.cli.commands import READ, command
 from registry.cli.invocation import Stop
 from registry.cli.opening import opened
-from registry.cli.options import At, CommandId, Debug, Dsn, Json
+from registry.cli.options import At, CommandId, Debug, Dsn, Json, Pooler
 from registry.cli.output import facts, instant, print_json, say, table
 from registry.errors import CommandNotFound
 from registry.events import AttemptIncremented, CommandCreated, CommandTransitioned
@@ -45,6 +45,7 @@ def status(
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Show a command's status: now, or at a moment in the past.
@@ -53,7 +54,7 @@ def status(
     """
     if at is not None and version is not None:
         raise typer.BadParameter("give --at or --version, not both")
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         found = _find(registry, command_id, at, version)
     if as_json:
         print_json(found)
@@ -82,12 +83,14 @@ def _find(registry: CommandRegistry, command_id: str, at: datetime | None, versi
     "command-registry history cmd_...",
     "command-registry history cmd_... --json",
 )
-def history(command_id: CommandId, as_json: Json = False, dsn: Dsn = None, _debug: Debug = False) -> None:
+def history(
+    command_id: CommandId, as_json: Json = False, dsn: Dsn = None, pooler: Pooler = None, _debug: Debug = False
+) -> None:
     """Show a command's audit trail: what happened, when, by whom.
 
     With --json everything that is stored, with the position in the log and the hash.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         entries = registry.history(command_id)
     if not entries:
         raise CommandNotFound(command_id)

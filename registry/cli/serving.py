@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from registry.cli.commands import SERVE, START, command
-from registry.cli.options import Debug, Deployments, DeploymentsKind, Dsn, Json, given_dsn
+from registry.cli.options import Debug, Deployments, DeploymentsKind, Dsn, Json, Pooler, given_connection
 from registry.cli.output import stdout
 from registry.models import DeploymentModel
 
@@ -26,6 +26,7 @@ def demo(
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Play a fleet's day, and show what the registry knows of it.
@@ -36,7 +37,7 @@ def demo(
     """
     from registry.cli.demo import run_demo
 
-    if not run_demo(dsn, commands=commands, seed=seed, as_json=as_json, console=stdout()):
+    if not run_demo(dsn, pooler=pooler, commands=commands, seed=seed, as_json=as_json, console=stdout()):
         raise typer.Exit(1)
 
 
@@ -57,6 +58,7 @@ def rpc(
     ] = DeploymentModel.PULL,
     deployments: Deployments = DeploymentsKind.ANY,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Serve the registry as JSON-RPC 2.0 on stdin and stdout.
@@ -68,6 +70,12 @@ def rpc(
     from registry.rpc import run_rpc
 
     table = deployments is DeploymentsKind.TABLE
-    if memory and (table or given_dsn(ctx)):
-        raise typer.BadParameter("--memory has neither a --dsn nor --deployments table: leave them out")
-    run_rpc(None if memory else dsn, memory=memory, deployment_model=deployment_model, deployments_table=table)
+    if memory and (table or given_connection(ctx)):
+        raise typer.BadParameter("--memory has no --dsn, no --pooler and no --deployments table: leave them out")
+    run_rpc(
+        None if memory else dsn,
+        memory=memory,
+        deployment_model=deployment_model,
+        deployments_table=table,
+        pooler=None if memory else pooler,
+    )

@@ -20,6 +20,7 @@ from registry.cli.options import (
     InitialState,
     Json,
     Now,
+    Pooler,
     RequestId,
     RequestSize,
     ResponseSize,
@@ -67,10 +68,11 @@ def create(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Create a command of a deployment, and print its id."""
-    with opened(dsn, deployment_directory(deployments)) as registry:
+    with opened(dsn, pooler, deployment_directory(deployments)) as registry:
         created = registry.create_command(
             deployment,
             name,
@@ -116,6 +118,7 @@ def dispatch(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Note that a command went to its deployment.
@@ -123,7 +126,7 @@ def dispatch(
     It is DISPATCHED then, as of now or of --dispatched-at, whatever it was before. A command that is final already
     stays as it is: then it says so, with exit status 0 and "applied": false.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         applied = registry.mark_dispatched_if_not_terminal(
             command_id, dispatched_at or now(), context=context(actor, request_id, traceparent)
         )
@@ -147,6 +150,7 @@ def update(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Move a command to a state that may follow its own.
@@ -155,7 +159,7 @@ def update(
     PENDING (its lease was released) or to SUCCEEDED; and each of the three to FAILED or EXPIRED. A command that is
     final already stays as it is: then it says so, with exit status 0 and "applied": false.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         applied = registry.update_command_state(
             command_id,
             state,
@@ -184,6 +188,7 @@ def complete(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Give a command its result: SUCCEEDED, FAILED or EXPIRED.
@@ -191,7 +196,7 @@ def complete(
     From any state that is not final, as of now or of --completed-at. Of any number of racing calls exactly one is
     applied; the others say that it is final already, with exit status 0 and "applied": false.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         applied = registry.complete_command(
             command_id,
             state,
@@ -211,13 +216,14 @@ def increment(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Count one more attempt of a command, and print its number.
 
     On a final command the number stays as it is.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         attempt = registry.increment_attempt(command_id, context=context(actor, request_id, traceparent))
     if as_json:
         print_json({"attempt": attempt})
@@ -240,13 +246,14 @@ def expire(
     traceparent: Traceparent = None,
     as_json: Json = False,
     dsn: Dsn = None,
+    pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
     """Let commands expire whose deadline has passed, and print their ids.
 
     Any number of processes may do so at once: each command expires once.
     """
-    with opened(dsn) as registry:
+    with opened(dsn, pooler) as registry:
         expired = registry.expire_overdue(at, limit, context=context(actor, request_id, traceparent))
     if as_json:
         print_json({"expired": expired})

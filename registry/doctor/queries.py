@@ -26,6 +26,7 @@ MISSING_TABLES: Final[LiteralString] = """
 
 MAY_READ: Final[LiteralString] = "SELECT coalesce(has_table_privilege(to_regclass(%s)::oid, 'SELECT'), false)"
 
+# Under a search_path of its own (a pooler keeps none for us), so that defaults are written with their schemas.
 EVENT_COLUMNS: Final[LiteralString] = """
     SELECT
         attname::text,
@@ -33,6 +34,7 @@ EVENT_COLUMNS: Final[LiteralString] = """
             || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
             || coalesce(' DEFAULT ' || pg_get_expr(adbin, adrelid), '')
     FROM pg_attribute
+    CROSS JOIN (SELECT set_config('search_path', 'pg_catalog, pg_temp', true)) AS trusted
     LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = to_regclass('command_registry.events')
         AND attnum > 0

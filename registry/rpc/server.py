@@ -6,8 +6,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Final
+from typing import Final, Literal
 
+from eventstore.database import Pooler
 from registry.deployments import FixedDeployments
 from registry.memory import AsyncMemoryCommandRegistry
 from registry.models import DeploymentModel
@@ -27,27 +28,34 @@ _log = logging.getLogger("registry.rpc")
 
 
 def run_rpc(
-    dsn: str | None, *, memory: bool, deployment_model: DeploymentModel, deployments_table: bool = False
+    dsn: str | None,
+    *,
+    memory: bool,
+    deployment_model: DeploymentModel,
+    deployments_table: bool = False,
+    pooler: Pooler | None = None,
 ) -> None:
     """Serve a registry over JSON-RPC on stdin and stdout, until the input ends: see `registry.rpc`.
 
     `dsn`: the database (None: the embedded Postgres), or `memory`: one that forgets at the end. Deployments are those
     of table `command_registry.deployments` with `deployments_table`, else any id, with commands by `deployment_model`.
+    `pooler`: what the DSN leads through.
 
     Raises:
-        ValueError: a DSN or the deployments table is asked for in memory.
+        ValueError: a DSN, a pooler or the deployments table is asked for in memory.
         InvalidDsn: the DSN cannot be read.
         SchemaMismatch: the database has no registry, or one of another version.
         Unavailable: the server cannot be reached.
         EmbeddedPostgresError: the embedded Postgres cannot be started here.
     """
-    if memory and (dsn is not None or deployments_table):
-        raise ValueError("a registry in memory has neither a DSN nor a deployments table: leave them out")
+    if memory and (dsn is not None or pooler is not None or deployments_table):
+        raise ValueError("a registry in memory has no DSN, no pooler and no deployments table: leave them out")
     fixed = FixedDeployments(deployment_model)
     if memory:
         registry: AsyncMemoryCommandRegistry | AsyncPostgresCommandRegistry = AsyncMemoryCommandRegistry(fixed)
     else:
-        registry = AsyncPostgresCommandRegistry.open(dsn, deployments="table" if deployments_table else fixed)
+        directory: FixedDeployments | Literal["table"] = "table" if deployments_table else fixed
+        registry = AsyncPostgresCommandRegistry.open(dsn, deployments=directory, pooler=pooler)
     asyncio.run(serve(registry))
 
 
