@@ -92,8 +92,8 @@ class Unavailable(EventStoreError, ConnectionError):
 class OutcomeUnknown(Unavailable):
     """The connection broke while events were being committed, and the server could not be asked what became of them.
 
-    The event `hash` at (`stream_id`, `version`) is there if they were committed. Repeating the call is safe: it reads
-    the stream first.
+    The event `hash` at (`stream_id`, `version`) is there if they were committed. A call that says what is to be
+    (complete, update, a creation with its key) may be repeated; one that counts may count twice.
     """
 
     def __init__(self, stream_id: str, version: int, event_hash: bytes) -> None:

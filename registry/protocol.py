@@ -35,8 +35,10 @@ class CommandRegistry(Protocol):
     writes of the same command, or of the same idempotency key, wait for it; and two of them that write the same
     commands in opposite order are a deadlock, which Postgres ends with an error for one.
 
-    Every call may raise `Unavailable` when the server is away or other transactions let nobody through, and a write
-    `OutcomeUnknown` when the server vanished while it was committing: repeating the call is safe.
+    Every call takes `timeout`: in how many seconds it has its answer (default: the registry's). It may raise
+    `Unavailable` when the server is away or other transactions let nobody through (nothing was written), and a write
+    `OutcomeUnknown` when the server vanished while it was committing, and could not be asked in time. Then it may be
+    repeated, but an increment may count twice, and a creation needs an `idempotency_key` to be the same command.
     """
 
     def create_command(

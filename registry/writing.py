@@ -52,6 +52,9 @@ R = TypeVar("R")
 MAX_STATES: Final = 8_192
 """States that are remembered, at most; each takes a few kilobytes."""
 
+MOST_TOGETHER: Final = 1_000
+"""Calls in one statement, at most; a sweep of expired commands may bring many more."""
+
 PATIENCE: Final = 100
 """How long a statement of several calls waits for somebody else's transaction, in milliseconds."""
 
@@ -351,7 +354,7 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
         Unavailable: there is nobody to ask, or no time left; calls may be unsettled, and some may have sent events.
     """
     known: dict[str, _Stream] = {}
-    most = len(writes)
+    most = min(len(writes), MOST_TOGETHER)
     while pending := [write for write in writes if not write.settled and (aside or not write.aside)]:
         yield from _resolve([write for write in pending if write.sent], known)
         yield from _find_keys(pending)
@@ -382,7 +385,7 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
             most = _without_the_culprit(this_round, error)
         else:
             this_round.committed(states)
-            most *= 2
+            most = min(most * 2, MOST_TOGETHER)
 
 
 def write_in_time(

@@ -163,11 +163,18 @@ class Tasks(Opened):
         return self.queued() == 0
 
     def end(self) -> None:
-        self.close().result()
-        asyncio.run_coroutine_threadsafe(self._database.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        await self.batcher.close()
+        await self._database.close()
+        stranded = asyncio.all_tasks() - {asyncio.current_task()}  # when a test has failed
+        for task in stranded:
+            task.cancel()
+        await asyncio.gather(*stranded, return_exceptions=True)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, Final
 
 import psycopg
@@ -15,13 +16,19 @@ from registry.writing import Creation, States, Write, creation, write_all
 from tests.by_hand import ByHand
 from tests.conftest import Databases
 
-__all__ = ["NOW", "Log", "clock", "completion", "create", "increment", "increments", "opened_log", "update"]
+__all__ = ["NOW", "Log", "clock", "completion", "create", "increment", "increments", "opened_log", "ticking", "update"]
 
 NOW: Final = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
 
 
 def clock() -> datetime:
     return NOW
+
+
+def ticking() -> Callable[[], datetime]:
+    """Make a clock that tells another time each time: the same event, decided once more, has another hash."""
+    ticks = count(1)
+    return lambda: NOW + timedelta(microseconds=next(ticks))
 
 
 def increment(command_id: str) -> Write[int]:
@@ -56,13 +63,16 @@ class Log:
 
     def __init__(self, dsn: str, connection: psycopg.Connection[Any], other: PostgresCommandRegistry) -> None:
         self.dsn, self.connection, self.other = dsn, connection, other
+        self.clock = ticking()
 
-    def commands(self, count: int, state: CommandState = CommandState.PENDING) -> list[str]:
+    def commands(self, number: int, state: CommandState = CommandState.PENDING) -> list[str]:
         """Create commands that no other test knows."""
-        return [self.other.create_command("dep_1", "sync", state).command_id for _ in range(count)]
+        return [self.other.create_command("dep_1", "sync", state).command_id for _ in range(number)]
 
     def batch(self, writes: Sequence[Write[Any]], states: States | None = None, *, aside: bool = False) -> ByHand[None]:
-        return ByHand(write_all(writes, States() if states is None else states, clock, aside=aside), self.connection)
+        return ByHand(
+            write_all(writes, States() if states is None else states, self.clock, aside=aside), self.connection
+        )
 
     def write(self, writes: Sequence[Write[Any]], states: States | None = None) -> None:
         """Run a batch to its end."""

@@ -253,10 +253,13 @@ def test_a_call_that_goes_aside_does_not_hold_up_its_lane(
         lock.until_it_waits()
         for name in "abc":
             assert batcher.ask(Ask(name)).result(5) == name
+        behind = batcher.ask(Ask("behind", key=1))
+        assert batcher.ask(Ask("d")).result(5) == "d"
         assert not late.done()
         lock.release()
-        assert late.result() == "blocked"
-    assert desk.lanes.count(None) == 1
+        assert [late.result(5), behind.result(5)] == ["blocked", "behind"]
+    assert [lane for batch, lane in zip(desk.batches, desk.lanes, strict=True) if "blocked" in batch] == [0, None]
+    assert [lane for batch, lane in zip(desk.batches, desk.lanes, strict=True) if "behind" in batch] == [None]
 
 
 def test_when_it_is_closed_who_waits_is_told_and_who_is_under_way_is_answered(

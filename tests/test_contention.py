@@ -123,6 +123,20 @@ def test_two_processes_that_fight_over_a_few_commands_both_make_progress_all_alo
     assert deadlocks(connection) == 0
 
 
+def test_a_statement_of_many_writes_them_in_the_order_of_their_ids_so_that_no_two_wait_for_each_other(
+    patient: Callers, connection: psycopg.Connection[Any]
+) -> None:
+    commands = created(patient, 64)
+    calls = [Call("increment_attempt", command_id) for command_id in commands]
+    assert [each.result(LONGEST) for each in patient.at_once(calls[::-1])] == [2] * 64
+    together: dict[str, list[str]] = {}
+    rows = connection.execute("SELECT transaction_id::text, stream_id FROM command_registry.events ORDER BY position")
+    for transaction_id, stream_id in rows:
+        together.setdefault(transaction_id, []).append(stream_id)
+    assert max(map(len, together.values())) > 2
+    assert all(stream_ids == sorted(stream_ids) for stream_ids in together.values())
+
+
 # One process: a hot command, and others.
 
 

@@ -78,6 +78,20 @@ def test_a_statement_that_commits_after_we_looked_is_recognized_when_the_second_
     assert [log.version(command_id) for command_id in [*commands, *ids]] == [2, 2, 1, 1]
 
 
+def test_of_several_statements_that_were_lost_the_one_that_commits_is_recognized(log: Log) -> None:
+    for commits in range(3):
+        commands = log.commands(2)
+        batch = log.batch(writes := increments(commands)).to_the_write()
+        lost = []
+        for _ in range(3):
+            lost.append(batch.lose_the_request())
+            batch.to_the_write()
+        on(log.connection, one(lost[commits]))
+        batch.to_the_end()
+        assert results(writes) == [2, 2]
+        assert [log.version(command) for command in commands] == [2, 2]
+
+
 def test_of_a_lost_batch_whose_place_another_took_only_what_was_refused_is_decided_again(log: Log) -> None:
     commands = log.commands(3)
     writes = increments(commands)

@@ -214,8 +214,8 @@ def test_a_deadlock_with_a_callers_transaction_that_ends_the_registrys_statement
         assert others.increment_attempt(first, connection=own) == 2
         own.commit()
         assert sorted(sweep.result(LONGEST)) == [first, second]
-        assert opened.registry.stats().retries == 1
-    until(lambda: deadlocks(connection) == 1)
+        assert opened.registry.stats().retries >= 1
+    until(lambda: deadlocks(connection) >= 1, "the server to tell of the deadlock")
     for command_id in (first, second):
         assert types(connection, command_id) == ["CommandCreated", "AttemptIncremented", "CommandTransitioned"]
 
@@ -249,11 +249,10 @@ def test_a_batch_lets_go_before_it_is_in_a_deadlock_with_a_callers_transaction(
         others.increment_attempt(commands[-1], connection=own)
         under_way = patient.at_once([Call("increment_attempt", command_id) for command_id in commands])
         until(lambda: backends(connection, waiting=True), "the batch to wait")
-        assert others.increment_attempt(commands[0], connection=own) in {2, 3}
+        own_answers = [others.increment_attempt(command_id, connection=own) for command_id in commands[:-1]]
         own.commit()
         answers = [each.result(LONGEST) for each in under_way]
     assert answers[-1] == 3
-    assert answers[0] in {2, 3}
-    assert answers[1:-1] == [2] * 14
+    assert [sorted(both) for both in zip(own_answers, answers[:-1], strict=True)] == [[2, 3]] * 15
     assert patient.registry.stats().retries == 0
     assert deadlocks(connection) == 0

@@ -225,20 +225,22 @@ def test_who_shared_a_statement_with_a_call_that_has_to_wait_does_not_wait_with_
         assert late.result(10) == 3
 
 
-def test_many_who_wait_for_one_open_transaction_leave_connections_to_the_others(
-    log: Log, open_callers: Callable[..., Callers]
+@pytest.mark.parametrize("keys", [1, 3])
+def test_those_who_wait_for_an_open_transaction_leave_connections_to_the_others(
+    log: Log, open_callers: Callable[..., Callers], keys: int
 ) -> None:
     callers = open_callers(pool_size=3)
-    held, other = of_one_lane(log, 2)
+    *held, other = of_one_lane(log, keys + 1)
     with psycopg.connect(log.dsn) as mine:
-        log.other.increment_attempt(held, connection=mine)
-        late = [callers.begin("increment_attempt", held) for _ in range(6)]
+        for command in held:
+            log.other.increment_attempt(command, connection=mine)
+        late = [callers.begin("increment_attempt", command) for command in held * 6]
         until(lambda: blocked_by(log, mine) and callers.all_are_aside(), "all to go aside")
         assert callers.begin("increment_attempt", other, timeout=5.0).result() == 2
         assert callers.begin("get_command_status", other, timeout=5.0).result().attempt == 2
         assert not any(each.done() for each in late)
         mine.commit()
-        assert sorted(each.result(10) for each in late) == [3, 4, 5, 6, 7, 8]
+        assert sorted(each.result(10) for each in late) == sorted([3, 4, 5, 6, 7, 8] * keys)
 
 
 async def test_who_was_told_that_there_was_no_connection_is_not_served_when_there_is_one(log: Log) -> None:
