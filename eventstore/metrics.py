@@ -1,11 +1,14 @@
 """What is counted and timed while plans run: plain numbers, cheap enough to be always on."""
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 __all__ = ["DURATIONS", "SIZES", "Histogram", "Measured", "Metrics"]
+
+_log: Final = logging.getLogger("command_registry")
 
 DURATIONS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets of a duration, in seconds."""
@@ -77,12 +80,19 @@ class Metrics:
     def statement(self, seconds: float) -> None:
         """Note a statement that succeeded."""
         self.statement_time.record(seconds)
-        self.listener("statement_time", seconds)
+        self._report("statement_time", seconds)
 
     def batch(self, size: int, waited: float) -> None:
         """Note a batch that begins."""
         self.calls += size
         self.batch_size.record(size)
         self.queue_time.record(waited)
-        self.listener("batch_size", size)
-        self.listener("queue_time", waited)
+        self._report("batch_size", size)
+        self._report("queue_time", waited)
+
+    def _report(self, name: str, value: float) -> None:
+        """Tell the listener; what goes wrong there is no call's business."""
+        try:
+            self.listener(name, value)
+        except Exception:
+            _log.exception("the listener to the figures failed, and is not told of %s", name)
