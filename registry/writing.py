@@ -5,7 +5,8 @@ it), and sends all the events. What can happen to a statement, and what the next
 
 * committed: every call of it has its answer.
 * refused by the primary key: somebody else wrote to one of the commands. All are loaded again; those that had moved on
-  go in a statement of their own from now on, so that they do not hold the others up.
+  go after the others from now on, and each in a statement of its own: of several that others write to all the time, one
+  would always have moved on.
 * refused by the server for another reason: half of it is tried, until the one call to blame is found.
 * it has to wait for a transaction that does not end: half of it is tried, until the one call that has to wait is found;
   that one goes on in a lane aside.
@@ -478,9 +479,9 @@ def _answer_with(creation: Creation, first: _Stream | Exception) -> None:
 
 
 def _together(writes: list[Write[Any]], states: States) -> list[Write[Any]]:
-    """Choose what goes in one statement: commands that others write to, too, do not hold up those that are ours."""
+    """Choose what goes in one statement: commands that are ours alone; else one that others write to, too."""
     ours = [write for write in writes if not states.is_contested(write.command_id)]
-    return ours or writes
+    return ours or [write for write in writes if write.command_id == writes[0].command_id]
 
 
 def _decide(writes: list[Write[Any]], known: dict[str, _Stream], states: States, clock: Clock) -> Plan[_Round]:

@@ -138,8 +138,8 @@ def test_several_values_of_several_kinds_keep_their_places(line: Line) -> None:
     keep()
 
 
-# What may be set for a session, a role or a database.
-SESSIONS: list[LiteralString] = [
+# What may be set for a role or a database.
+SETTINGS: list[LiteralString] = [
     "DateStyle = 'German'",
     "DateStyle = 'SQL, DMY'",
     "TimeZone = 'Asia/Kathmandu'",
@@ -179,7 +179,7 @@ def read_back() -> Plan[list[tuple[list[Row], list[Any]]]]:
     return wrong
 
 
-@pytest.mark.parametrize("setting", SESSIONS)
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_no_setting_of_a_database_changes_a_value(
     dsn: str, connection: psycopg.Connection[Any], setting: LiteralString
 ) -> None:
@@ -188,7 +188,7 @@ def test_no_setting_of_a_database_changes_a_value(
 
 
 def test_no_setting_of_a_database_changes_what_a_registry_writes(dsn: str, connection: psycopg.Connection[Any]) -> None:
-    for setting in SESSIONS:
+    for setting in SETTINGS:
         with (
             set_for_all(connection, setting),
             PostgresCommandRegistry.open(dsn) as registry,

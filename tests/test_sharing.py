@@ -95,7 +95,7 @@ def callers(open_callers: Callable[..., Callers]) -> Callers:
 
 
 def blocked_by(log: Log, mine: psycopg.Connection[Any]) -> int:
-    """Count the sessions that wait for what a connection's transaction holds."""
+    """Count the backends that wait for what a connection's transaction holds."""
     sql = "SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
     return len(log.connection.execute(sql, (mine.info.backend_pid,)).fetchall())
 

@@ -127,6 +127,21 @@ def test_what_is_contested_goes_in_a_statement_of_its_own_in_the_next_batch_too(
     assert results(writes) == [3, 3]
 
 
+def test_of_several_commands_that_others_write_to_all_the_time_each_has_its_turn(log: Log) -> None:
+    commands = log.commands(3)
+    states = States()
+    states.contest(commands)
+    writes = [increment(command) for command in commands for _ in range(2)]
+    batch = log.batch(writes, states)
+    for left in (2, 1, 0):
+        batch.to_the_write()
+        for command in commands[3 - left :]:  # whatever is not in this statement moves on
+            log.other.increment_attempt(command)
+        batch.take()
+        assert [write.settled for write in writes].count(False) == left * 2
+    assert results(writes) == [2, 3, 3, 4, 4, 5]
+
+
 def test_only_what_others_have_written_to_counts_as_contested(log: Log) -> None:
     theirs, mine, refused = log.commands(3)
     states = States()
