@@ -132,15 +132,13 @@ CREATE TABLE IF NOT EXISTS command_registry.idempotency_keys (
 );
 
 
--- The read models: which versions of a projection have a table, and which one is in force (the view points to it).
--- (transaction_id, position): how far a table that follows the log has come; NULL for one that every append writes.
+-- The read models: which versions of a projection have a table that is whole, and which one is in force (the view points
+-- to it).
 
 CREATE TABLE IF NOT EXISTS command_registry.projections (
     name text NOT NULL,
     version int NOT NULL CHECK (version >= 1),
     in_force boolean NOT NULL,
-    transaction_id xid8,
-    position bigint,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (name, version)
@@ -153,6 +151,65 @@ BEGIN
     END IF;
 END
 $$;
+
+
+-- Who builds a version of a read model, or follows the log for it, and how far that has come.
+--
+-- * (transaction_id, position) is the last event of the log that is in the table; it moves in the transaction that writes
+--   the rows, so each event is folded exactly once.
+-- * The lease: `owner` may write until lease_until. `token` grows with each new owner; every write checks it, so that one
+--   who was stopped, lost the lease and wakes up writes nothing.
+-- * inline: every append writes the rows, so that the log is followed only while there are several versions.
+-- * events_done, events_total (an estimate), events_per_second, last_error: for whoever watches.
+
+CREATE TABLE IF NOT EXISTS command_registry.projectors (
+    name text NOT NULL,
+    version int NOT NULL CHECK (version >= 1),
+    inline boolean NOT NULL,
+    phase text NOT NULL CHECK (phase IN ('bulk', 'catch-up', 'verify', 'built', 'following')),
+    transaction_id xid8 NOT NULL,
+    position bigint NOT NULL,
+    owner text,
+    token bigint NOT NULL DEFAULT 0,
+    lease_until timestamptz,
+    events_done bigint NOT NULL DEFAULT 0,
+    events_total bigint NOT NULL DEFAULT 0,
+    events_per_second real NOT NULL DEFAULT 0,
+    last_error text,
+    view_definition text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (name, version)
+);
+
+
+-- The parts of a table under construction: streams after one and up to another. `claim` is the token of the owner for whom
+-- somebody is at work on it; `events`, how many it had, is known when it is done.
+
+CREATE TABLE IF NOT EXISTS command_registry.rebuild_chunks (
+    name text NOT NULL,
+    version int NOT NULL,
+    number int NOT NULL,
+    after_stream text COLLATE "C" NOT NULL,
+    last_stream text COLLATE "C" NOT NULL,
+    claim bigint,
+    events bigint,
+    PRIMARY KEY (name, version, number)
+);
+
+
+-- Events that a projection was told to leave out, because it cannot fold them: which, why, and who said so.
+
+CREATE TABLE IF NOT EXISTS command_registry.projection_skips (
+    name text NOT NULL,
+    version int NOT NULL,
+    stream_id text COLLATE "C" NOT NULL,
+    stream_version int NOT NULL,
+    reason text NOT NULL,
+    skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    skipped_by text NOT NULL DEFAULT current_user,
+    PRIMARY KEY (name, version, stream_id, stream_version)
+);
 
 
 -- The roles, for GRANT command_registry_writer TO my_service: a writer appends, a reader reads; neither can change the
@@ -185,6 +242,9 @@ BEGIN
     IF to_regrole('command_registry_writer') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA command_registry TO command_registry_writer;
         GRANT SELECT ON command_registry.schema_versions, command_registry.projections TO command_registry_writer;
+        -- To follow the log. (Tables are made, put in force and dropped by the owner of the schema.)
+        GRANT SELECT, UPDATE ON command_registry.projectors TO command_registry_writer;
+        GRANT SELECT ON command_registry.projection_skips TO command_registry_writer;
         GRANT SELECT ON command_registry.events, command_registry.idempotency_keys TO command_registry_writer;
         -- Not of position, recorded_at and created_at: the server alone says when and where something was written.
         GRANT INSERT (stream_id, version, type, schema_version, occurred_at, data, metadata, hash, transaction_id)
@@ -196,12 +256,13 @@ BEGIN
     IF to_regrole('command_registry_reader') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA command_registry TO command_registry_reader;
         GRANT SELECT ON command_registry.schema_versions, command_registry.projections, command_registry.events,
-            command_registry.deployments TO command_registry_reader;
+            command_registry.deployments, command_registry.projectors, command_registry.rebuild_chunks,
+            command_registry.projection_skips TO command_registry_reader;
     END IF;
 END
 $$;
 
 
-INSERT INTO command_registry.schema_versions (version) VALUES (1) ON CONFLICT DO NOTHING;
+INSERT INTO command_registry.schema_versions (version) VALUES (2) ON CONFLICT DO NOTHING;
 
 COMMIT;

@@ -37,3 +37,6 @@ SIZES: Final[LiteralString] = """
     ORDER BY coalesce(index.indrelid, relation.oid)::regclass::text DESC, relation.relkind DESC, relation.relname
 """
 COUNT_EVENTS: Final[LiteralString] = "SELECT count(*) FROM ONLY command_registry.events"
+
+# What somebody would write by hand to read a status.
+SELECT_STATUS: Final[LiteralString] = "SELECT * FROM ONLY {table} WHERE {key} = %s"

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from psycopg.adapt import PyFormat, Transformer
+from psycopg.sql import SQL, Identifier
 
+from benchmarks import queries
 from benchmarks.life import Written, command_id, life
 from eventstore.steps import Step
 from projections.plans import append
@@ -51,7 +53,9 @@ def lives() -> Script:
 def reads(commands: int) -> Script:
     """Make the script that reads the status of random commands, of so many numbered ones."""
     sample = command_id(0)
-    select = _Statement(Step(COMMAND_STATUS.select_row, (sample,)), "p", sample)
+    key = Identifier(next(iter(COMMAND_STATUS.projection.columns)))
+    by_key = SQL(queries.SELECT_STATUS).format(table=COMMAND_STATUS.identifier, key=key).as_bytes()
+    select = _Statement(Step(by_key, (sample,)), "p", sample)
     lines = (r"\set command :first + random(0, :commands - 1)", select.text, "")
     return Script("\n".join(lines), {"commands": str(commands), **select.variables})
 

@@ -14,10 +14,19 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import orjson
 from pydantic import BaseModel, JsonValue
 
-from eventstore.errors import InvalidEvent, UnknownEventType
+from eventstore.errors import EventStoreError, InvalidEvent, UnknownEventType
 from eventstore.event import NewEvent, StreamEvent
 
-__all__ = ["MAX_JSON_BYTES", "MAX_JSON_DEPTH", "EventCodec", "EventType", "Upcaster", "encode_json", "json_text"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "MAX_JSON_DEPTH",
+    "EventCodec",
+    "EventType",
+    "UpcastFailed",
+    "Upcaster",
+    "encode_json",
+    "json_text",
+]
 
 MAX_JSON_DEPTH = 64
 """How deep arrays and objects of a free JSON value may nest."""
@@ -109,6 +118,22 @@ class EventType(Generic[E]):
     schema_version: int = 1
 
 
+class UpcastFailed(EventStoreError, ValueError):
+    """A stored event that its upcasters did not bring to the schema version in force."""
+
+    def __init__(self, event: StreamEvent, current_version: int, cause: Exception) -> None:
+        """Carry which event it is, as stored, and the schema version that was wanted; `cause`: what went wrong."""
+        self.stream_id = event.stream_id
+        self.version = event.version
+        self.event_type = event.type
+        self.schema_version = event.schema_version
+        self.current_version = current_version
+        super().__init__(
+            f"version {event.version} of stream {event.stream_id!r} ({event.type}) cannot be upcast "
+            f"from schema version {event.schema_version} to {current_version}: {type(cause).__name__}: {cause}"
+        )
+
+
 class EventCodec(Generic[E]):
     """Encodes and decodes the events of one domain.
 
@@ -134,6 +159,16 @@ class EventCodec(Generic[E]):
                 if (event_type.name, version) not in self._upcasters:
                     raise ValueError(f"no upcaster for {event_type.name!r}, schema version {version}")
 
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """The names of its types, as they were given."""
+        return tuple(self._by_name)
+
+    def current_version(self, type_name: str) -> int | None:
+        """Tell the schema version in force of a type, which older events are upcast to; None: no type has this name."""
+        event_type = self._by_name.get(type_name)
+        return None if event_type is None else event_type.schema_version
+
     def encode(self, event: E, occurred_at: datetime, metadata: str) -> NewEvent:
         """Make a new event of an event object.
 
@@ -149,12 +184,18 @@ class EventCodec(Generic[E]):
 
         Raises:
             UnknownEventType: no type of this codec has its name, or its schema version is from the future.
-            pydantic.ValidationError: its data is not what the model says.
+            UpcastFailed: an upcaster raised, or what the last one made is not what the model says.
+            pydantic.ValidationError: its data, of the schema version in force, is not what the model says.
         """
         event_type = self._by_name.get(event.type)
         if event_type is None or event.schema_version > event_type.schema_version:
             raise UnknownEventType(event.type, event.schema_version)
         data = orjson.loads(event.data)
-        for version in range(event.schema_version, event_type.schema_version):
-            data = self._upcasters[event.type, version](data)
-        return event_type.model.model_validate(data)
+        if event.schema_version == event_type.schema_version:
+            return event_type.model.model_validate(data)
+        try:
+            for version in range(event.schema_version, event_type.schema_version):
+                data = self._upcasters[event.type, version](data)
+            return event_type.model.model_validate(data)
+        except Exception as error:
+            raise UpcastFailed(event, event_type.schema_version, error) from error

@@ -130,8 +130,8 @@ class Database:
         pool_size: int = DEFAULT_POOL_SIZE,
         pooler: Pooler | None = None,
     ) -> None:
+        self.dsn, self.pooler = dsn, pooler
         self.timeout = timeout
-        self._pooler = pooler
         self.pool_size = pool_size
         self.metrics = Metrics()
         self._watch = Watch()
@@ -156,9 +156,9 @@ class Database:
         """Connect."""
         try:
             with Connection.connect(**self._pool.kwargs) as connection:  # type: ignore[arg-type]
-                _check_session(connection.execute(_SESSION_IN_FORCE).fetchone(), self._pooler)
+                _check_session(connection.execute(_SESSION_IN_FORCE).fetchone(), self.pooler)
         except psycopg.OperationalError as error:
-            raise not_connected(error, self._pooler) from error
+            raise not_connected(error, self.pooler) from error
         self._pool.open()
         self._watch.open()
 
@@ -242,8 +242,8 @@ class AsyncDatabase:
         pool_size: int = DEFAULT_POOL_SIZE,
         pooler: Pooler | None = None,
     ) -> None:
+        self.dsn, self.pooler = dsn, pooler
         self.timeout = timeout
-        self._pooler = pooler
         self.pool_size = pool_size
         self.metrics = Metrics()
         self._watch = AsyncWatch()
@@ -271,9 +271,9 @@ class AsyncDatabase:
         try:
             async with await AsyncConnection.connect(**self._pool.kwargs) as connection:  # type: ignore[arg-type]
                 cursor = await connection.execute(_SESSION_IN_FORCE)
-                _check_session(await cursor.fetchone(), self._pooler)
+                _check_session(await cursor.fetchone(), self.pooler)
         except psycopg.OperationalError as error:
-            raise not_connected(error, self._pooler) from error
+            raise not_connected(error, self.pooler) from error
         await self._pool.open()
 
     @property

@@ -11,6 +11,7 @@ from eventstore.errors import InvalidEvent
 
 __all__ = [
     "MAX_ID_LENGTH",
+    "MAX_STREAM_VERSION",
     "LogPosition",
     "NewEvent",
     "RecordedEvent",

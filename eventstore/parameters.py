@@ -5,7 +5,7 @@ of a column is joined in a few calls. Instants are written as ISO 8601 with thei
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from types import NoneType
 from typing import Any, Final
 
@@ -52,7 +52,9 @@ _SCALARS: Final[Mapping[type, Callable[[Any], str]]] = {
     str: str,
     bool: str,
     int: str,
+    float: repr,
     datetime: datetime.isoformat,
+    date: date.isoformat,
     bytes: _bytes,
 }
 

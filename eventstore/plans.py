@@ -1,7 +1,8 @@
 """Append and read, as plans: generators of steps that do no I/O (see `eventstore.steps`)."""
 
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from eventstore import queries
 from eventstore.errors import Conflict, InvalidEvent, OutcomeUnknown, Unavailable
@@ -15,18 +16,25 @@ from eventstore.event import (
     name_problem,
 )
 from eventstore.hashing import chain
+from eventstore.protocol import LOG_START
 from eventstore.steps import Lost, Plan, Refused, Row, Step
 
 __all__ = [
+    "Writer",
     "append",
     "check_limit",
     "event_params",
     "event_params_single",
     "events_params",
+    "log_end",
+    "oldest_writer",
     "read_all_streams",
     "read_log",
     "read_stream",
+    "read_streams_to",
+    "read_these_streams",
     "recorded_event",
+    "sample_streams",
     "stream_end",
     "write",
 ]
@@ -114,6 +122,49 @@ def read_all_streams(after: tuple[str, int], limit: int) -> Plan[list[RecordedEv
     return [recorded_event(row) for row in rows]
 
 
+def read_streams_to(after: tuple[str, int], last: str, limit: int) -> Plan[list[StreamEvent]]:
+    """Read streams as `read_all_streams` does, up to one and without what the log added to their events."""
+    rows = yield Step(queries.READ_STREAMS_TO, (*after, last, check_limit(limit)))
+    return [_stream_event(row) for row in rows]
+
+
+def read_these_streams(stream_ids: Sequence[str]) -> Plan[list[RecordedEvent]]:
+    """Read whole streams, ordered as `read_all_streams` does."""
+    rows = yield Step(queries.READ_THESE_STREAMS, (list(stream_ids),))
+    return [recorded_event(row) for row in rows]
+
+
+def sample_streams(most: int) -> Plan[list[str]]:
+    """Choose some streams at random, `most` at most: all of them, where there are few."""
+    [(events,)] = yield Step(queries.ESTIMATE_EVENTS)
+    share = min(100.0, 100.0 * most * 20 / max(events, 1))
+    rows = yield Step(queries.SAMPLE_STREAMS, (share, most))
+    return [stream_id for (stream_id,) in rows]
+
+
+def log_end() -> Plan[LogPosition]:
+    """Read where the log ends: its last event that is committed, whether or not it can be read in order already."""
+    rows = yield Step(queries.LOG_END)
+    return LogPosition(int(rows[0][0]), rows[0][1]) if rows else LOG_START
+
+
+class Writer(NamedTuple):
+    """A transaction that writes: its name ("pid 77"), its age in seconds (None: not to be seen), and how to end it."""
+
+    name: str
+    seconds: float | None
+    database: str
+    user: str | None
+    remedy: str
+    query_start: datetime | None
+
+
+def oldest_writer() -> Plan[Writer | None]:
+    """Find the oldest open transaction that writes, in any database of the server: readers of the log wait for it."""
+    rows = yield Step(queries.OLDEST_WRITER)
+    return Writer(*rows[0]) if rows else None
+
+
 def stream_end(stream_id: str) -> Plan[StreamEnd | None]:
     """Read the version and hash of a stream's last event; None when it has no events."""
     if name_problem(stream_id) is not None:
@@ -191,6 +242,12 @@ def recorded_event(row: Row) -> RecordedEvent:
         int(transaction_id),
         recorded_at.replace(tzinfo=UTC),
     )
+
+
+def _stream_event(row: Row) -> StreamEvent:
+    stream_id, version, event_type, schema_version, occurred_at, data, metadata, event_hash = row
+    at = occurred_at.replace(tzinfo=UTC)
+    return StreamEvent(stream_id, version, event_type, schema_version, at, data, metadata, event_hash)
 
 
 def _recorded(event: StreamEvent, row: Row) -> RecordedEvent:

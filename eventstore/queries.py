@@ -3,7 +3,7 @@
 from typing import Final, LiteralString
 
 # Instants go out as UTC without a zone, so that neither the session's TimeZone nor its DateStyle can change them.
-_EVENT_COLUMNS: Final[LiteralString] = """
+_APPENDED_COLUMNS: Final[LiteralString] = """
     stream_id,
     version,
     type,
@@ -11,11 +11,15 @@ _EVENT_COLUMNS: Final[LiteralString] = """
     occurred_at AT TIME ZONE 'UTC',
     data::text,
     metadata::text,
-    hash,
+    hash"""
+_EVENT_COLUMNS: Final[LiteralString] = (
+    _APPENDED_COLUMNS
+    + """,
     position,
     transaction_id::text,
     recorded_at AT TIME ZONE 'UTC'
 """
+)
 
 # The primary key refuses a version that is there already. The NOT NULL of `hash` refuses events whose stream does not
 # end where the writer believes (end_version 0: it is empty): a state remembered from a transaction that rolled back, or
@@ -178,9 +182,84 @@ READ_ALL_STREAMS: Final[LiteralString] = (
 """
 )
 
+# The same of the streams up to one, in pages of the events as they were appended.
+READ_STREAMS_TO: Final[LiteralString] = (
+    "SELECT"
+    + _APPENDED_COLUMNS
+    + """
+    FROM ONLY command_registry.events
+    WHERE (stream_id, version) > (%s, %s)
+        AND stream_id <= %s
+    ORDER BY stream_id, version
+    LIMIT %s
+"""
+)
+
+READ_THESE_STREAMS: Final[LiteralString] = (
+    "SELECT"
+    + _EVENT_COLUMNS
+    + """
+    FROM ONLY command_registry.events
+    WHERE stream_id = ANY(%s)
+    ORDER BY stream_id, version
+"""
+)
+
+# What the planner knows of the number of events, or else what the table's size says.
+ESTIMATE_EVENTS: Final[LiteralString] = """
+    SELECT greatest(reltuples, pg_relation_size(oid) / 700)::bigint
+    FROM pg_catalog.pg_class
+    WHERE oid = 'command_registry.events'::regclass
+"""
+
+# Some streams, wherever they lie; the percentage is of the table's pages.
+SAMPLE_STREAMS: Final[LiteralString] = """
+    SELECT DISTINCT stream_id
+    FROM command_registry.events TABLESAMPLE SYSTEM (%s)
+    LIMIT %s
+"""
+
 BEGIN_SNAPSHOT: Final[LiteralString] = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 COMMIT: Final[LiteralString] = "COMMIT"
+ROLLBACK: Final[LiteralString] = "ROLLBACK"
 
 SCHEMA_IS_THERE: Final[LiteralString] = "SELECT to_regclass('command_registry.schema_versions') IS NOT NULL"
 SCHEMA_VERSION: Final[LiteralString] = "SELECT max(version) FROM command_registry.schema_versions"
 ENCODING: Final[LiteralString] = "SELECT current_setting('server_encoding'), current_setting('server_version_num')::int"
+
+LOG_END: Final[LiteralString] = """
+    SELECT transaction_id::text, position
+    FROM ONLY command_registry.events AS stored
+    ORDER BY stored.transaction_id DESC, stored.position DESC
+    LIMIT 1
+"""
+
+# Whose transaction holds readers of the log back: the oldest one that writes, in any database of the server.
+OLDEST_WRITER: Final[LiteralString] = """
+    SELECT writer.name, writer.seconds, writer.database, writer.usename, writer.remedy, writer.query_start
+    FROM (
+        SELECT
+            'pid ' || pid AS name,
+            extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds,
+            datname::text AS database,
+            usename::text,
+            format('SELECT pg_terminate_backend(%%s)', pid) AS remedy,
+            query_start,
+            age(backend_xid) AS age
+        FROM pg_stat_activity
+        WHERE backend_xid IS NOT NULL
+            AND pid <> pg_backend_pid()
+        UNION ALL
+        SELECT
+            format('prepared transaction %%L', gid),
+            extract(epoch FROM clock_timestamp() - prepared)::float8,
+            database::text,
+            owner::text,
+            format('ROLLBACK PREPARED %%L', gid),
+            prepared,
+            age(transaction)
+        FROM pg_prepared_xacts
+    ) AS writer
+    ORDER BY writer.age DESC
+    LIMIT 1
+"""

@@ -9,7 +9,7 @@ from eventstore.steps import Plan, Step
 
 __all__ = ["SCHEMA_VERSION", "check", "migrate", "schema_sql"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """The version of schema.sql that this code is written for."""
 
 OLDEST_SERVER: Final = 15

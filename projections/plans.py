@@ -3,12 +3,12 @@
 An inline projection has one row for each stream, written by the statement that appends the stream's events.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, LiteralString, TypeVar
 
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Identifier
 
 from eventstore import plans as log
 from eventstore import queries as log_queries
@@ -25,18 +25,13 @@ __all__ = [
     "append",
     "append_statement",
     "append_step",
-    "build",
     "check",
     "load",
     "load_many",
-    "migrate",
-    "read_row",
     "read_rows",
 ]
 
 S = TypeVar("S")
-
-PAGE = 1_000  # events: at most some hundred MB, were each as large as can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +131,6 @@ def append_statement(tables: tuple[Table[Any], ...], also: tuple[LiteralString, 
     return ((SQL("WITH ") + SQL(", ").join(parts) if parts else SQL("")) + SQL(events)).as_bytes()
 
 
-def read_row(table: Table[S], key: str) -> Plan[S | None]:
-    """Read the state in the row of a key; None when there is no row."""
-    rows = yield Step(table.select_row, (key,))
-    return table.projection.state(table.values(rows[0])) if rows else None
-
-
 def read_rows(table: Table[S], keys: Sequence[str]) -> Plan[dict[str, Values]]:
     """Read the rows of many keys, as of one moment; without those that have none. `Projection.state` makes states."""
     rows = yield Step(table.select_rows, (list(keys),))
@@ -159,49 +148,6 @@ def check(table: Table[S]) -> Plan[None]:
     [(exists,)] = yield Step(queries.TABLE_EXISTS, (table.full_name,))
     if not (registered and exists):
         raise SchemaMismatch(
-            f"read model {projection.name}, version {projection.version}, is not in this database",
-            "run: command-registry migrate",
+            f"read model {projection.name}, version {projection.version}, is not in this database, or not whole yet",
+            f"run: command-registry migrate (or, with workers: projections rebuild {projection.name})",
         )
-
-
-def migrate(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> Plan[None]:
-    """Create what is missing of a read model; build it from the log when its table was not there."""
-    [(exists,)] = yield Step(queries.TABLE_EXISTS, (table.full_name,))
-    [(registered,)] = yield Step(queries.IS_REGISTERED, (table.projection.name, table.projection.version))
-    if not (exists and registered):
-        yield from _in_transaction(_statements(table.create()))
-        yield from build(table, progress)
-        yield from _in_transaction(_put_in_force(table))
-    yield from _in_transaction(_statements(table.grant()))  # each time: the roles may have come since
-
-
-def _put_in_force(table: Table[S]) -> Plan[None]:
-    [(in_force,)] = yield Step(queries.REGISTER, (table.projection.name, table.projection.version))
-    if in_force:
-        yield Step(table.create_view(), None)
-
-
-def _statements(statements: Iterable[Composed]) -> Plan[None]:
-    for statement in statements:
-        yield Step(statement, None)
-
-
-def _in_transaction(steps: Plan[None]) -> Plan[None]:
-    yield Step(queries.BEGIN)
-    yield Step(queries.TRUSTED_PATH)
-    yield Step(queries.LOCK_MIGRATIONS)
-    yield from steps
-    yield Step(log_queries.COMMIT)
-
-
-def build(table: Table[S], progress: Callable[[int], None] = lambda _: None) -> Plan[None]:
-    """Fold every stream of the log into its row; `progress` is told how many events each page had."""
-    after, state = ("", 0), None
-    while events := (yield from log.read_all_streams(after, PAGE)):
-        rows = {}
-        for event in events:
-            state = table.projection.fold(state if event.version > 1 else None, event)
-            rows[event.stream_id] = table.projection.row(state)
-        yield Step(table.upsert.as_bytes(), table.upsert_params(list(rows.values())))
-        after = (events[-1].stream_id, events[-1].version)
-        progress(len(events))

@@ -9,7 +9,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from eventstore.steps import Row
 from projections import queries
-from projections.projection import Projection, Values
+from projections.projection import Projection, StreamProjection, Values
 
 __all__ = ["SCHEMA", "Table"]
 
@@ -28,6 +28,11 @@ class Table(Generic[S]):
         self._readers = [_reader(kind) for kind in projection.columns.values()]
 
     @property
+    def inline(self) -> bool:
+        """Whether every append writes it."""
+        return isinstance(self.projection, StreamProjection) and self.projection.inline
+
+    @property
     def full_name(self) -> str:
         """The table's name with its schema."""
         return f"{SCHEMA}.{self.name}"
@@ -38,25 +43,44 @@ class Table(Generic[S]):
         return Identifier(SCHEMA, self.name)
 
     def create(self) -> Iterator[Composed]:
-        """Give the statements that create what is missing of the table and its indexes."""
+        """Give the statements that create the table, if it is missing."""
         columns = [_defined(name, kind) for name, kind in self.projection.columns.items()]
         yield self._sql(queries.CREATE_TABLE, columns=SQL(", ").join(columns))
+
+    def create_indexes(self) -> Iterator[Composed]:
+        """Give the statements that create what is missing of its indexes, and let the planner know the table."""
         for index in self.projection.indexes:
             name = Identifier("_".join([self.name, *index.columns]))
             statement = self._sql(queries.CREATE_INDEX, index=name, columns=_identifiers(index.columns))
             yield statement if index.where is None else statement + SQL(" WHERE ") + SQL(index.where)
+        yield self._sql(queries.ANALYZE)
 
-    def create_view(self) -> Composed:
-        """Give the statement that points the projection's view to this table."""
-        return self._sql(queries.CREATE_VIEW, view=self._view, columns=_identifiers(self._columns))
+    @cached_property
+    def view_query(self) -> Composed:
+        """What the projection's view shows of this table."""
+        view = self.projection.view
+        return self._sql(queries.ALL_OF, columns=_identifiers(self._columns)) if view is None else self._sql(view)
+
+    def truncate(self) -> Composed:
+        """Give the statement that empties the table."""
+        return self._sql(queries.TRUNCATE)
+
+    def delete_unfounded(self) -> Composed:
+        """Give the statement that deletes rows whose last event is not in the log."""
+        return self._sql(queries.DELETE_UNFOUNDED)
+
+    def drop(self) -> Composed:
+        """Give the statement that drops the table."""
+        return self._sql(queries.DROP_TABLE)
 
     def grant(self) -> Iterator[Composed]:
         """Give the statements that grant the rights on table and view to the roles that there are."""
         yield self._sql(queries.GRANT)
-        yield SQL(queries.GRANT).format(table=self._view)
+        yield SQL(queries.GRANT).format(table=self.view)
 
     @property
-    def _view(self) -> Identifier:
+    def view(self) -> Identifier:
+        """The name of the projection's view, quoted."""
         return Identifier(SCHEMA, self.projection.name)
 
     @cached_property
@@ -90,11 +114,6 @@ class Table(Generic[S]):
         return tuple(map(list, zip(*rows, strict=True)))
 
     @cached_property
-    def select_row(self) -> bytes:
-        """The statement that reads the row of a key."""
-        return self._sql(queries.SELECT_ROW, selected=self._selected).as_bytes()
-
-    @cached_property
     def select_rows(self) -> bytes:
         """The statement that reads the rows of many keys."""
         return self._sql(queries.SELECT_ROWS, selected=self._selected).as_bytes()
@@ -103,6 +122,11 @@ class Table(Generic[S]):
     def select_orphans(self) -> bytes:
         """The statement that finds the keys of rows that have no stream."""
         return self._sql(queries.SELECT_ORPHANS).as_bytes()
+
+    @cached_property
+    def sample_keys(self) -> bytes:
+        """The statement that chooses so many keys at random (None: all)."""
+        return self._sql(queries.SAMPLE_KEYS).as_bytes()
 
     @cached_property
     def count(self) -> bytes:

@@ -1,18 +1,20 @@
-"""Verifying a log and the read model of an inline projection against each other."""
+"""Verifying a log and the read models folded from it against each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from eventstore import plans as log
 from eventstore import queries as log_queries
-from eventstore.event import RecordedEvent
+from eventstore.event import LogPosition, RecordedEvent
+from eventstore.protocol import LOG_START
 from eventstore.steps import Plan, Step
 from eventstore.verification import ChainCheck, Problem
-from projections.projection import Values
+from projections.plans import read_rows
+from projections.projection import StreamProjection, Values
 from projections.table import Table
 
-__all__ = ["Report", "verify"]
+__all__ = ["Report", "compare", "verify"]
 
 S = TypeVar("S")
 
@@ -66,12 +68,15 @@ class _Stream(Generic[S]):
             return [Problem(self.stream_id, None, f"has no row in {self._table.full_name}")]
         if self._state is None:
             return []
-        expected = self._table.projection.row(self._state)
-        return [
-            Problem(self.stream_id, None, f"{self._table.full_name}.{column} is {found!r}, the log says {folded!r}")
-            for column, found, folded in zip(self._table.projection.columns, row, expected, strict=True)
-            if found != folded
-        ]
+        return _differences(self._table, self.stream_id, row, self._state)
+
+
+def _differences(table: Table[S], key: str, row: Values, state: S) -> list[Problem]:
+    return [
+        Problem(key, None, f"{table.full_name}.{column} is {found!r}, the log says {folded!r}")
+        for column, found, folded in zip(table.projection.columns, row, table.projection.row(state), strict=True)
+        if found != folded
+    ]
 
 
 def _first_line(error: Exception) -> str:
@@ -115,3 +120,137 @@ def _compare(table: Table[S], streams: list[_Stream[S]], report: Report) -> Plan
     for stream in streams:
         report.add(*stream.compare(by_key.get(stream.stream_id)))
     report.streams += len(streams)
+
+
+SAMPLE: Final = 1_000
+"""Streams or keys that are compared when not all are."""
+
+
+def compare(
+    table: Table[S],
+    checkpoint: LogPosition,
+    skips: Container[tuple[str, int]],
+    *,
+    full: bool,
+    told: Callable[[int], None] = lambda _: None,
+) -> Plan[Report]:
+    """Compare rows, some or all, with what the log folds to, as of one moment.
+
+    A row may be as old as the checkpoint, and as new as its stream. `told`: events read.
+    """
+    report = Report()
+    yield Step(log_queries.BEGIN_SNAPSHOT)
+    if not isinstance(table.projection, StreamProjection):
+        yield from _compare_keys(table, checkpoint, skips, report, full=full, told=told)
+    elif full:
+        yield from _compare_all(table, checkpoint, skips, report, told)
+    else:
+        streams = yield from log.sample_streams(SAMPLE)
+        comparison = _Comparison(table, checkpoint, skips, report)
+        for first in range(0, len(streams), SAMPLE // 10):
+            events = yield from log.read_these_streams(streams[first : first + SAMPLE // 10])
+            yield from comparison.feed(events)
+            told(len(events))
+        comparison.end()
+    yield Step(log_queries.COMMIT)
+    return report
+
+
+def _compare_all(
+    table: Table[S],
+    checkpoint: LogPosition,
+    skips: Container[tuple[str, int]],
+    report: Report,
+    told: Callable[[int], None],
+) -> Plan[None]:
+    comparison, after = _Comparison(table, checkpoint, skips, report), ("", 0)
+    while events := (yield from log.read_all_streams(after, PAGE)):
+        yield from comparison.feed(events)
+        after = (events[-1].stream_id, events[-1].version)
+        told(len(events))
+    comparison.end()
+    orphans = yield Step(table.select_orphans, (MOST_PROBLEMS,))
+    report.add(*(Problem(key, None, f"has a row in {table.full_name}, and no events") for key, _ in orphans))
+
+
+class _Comparison(Generic[S]):
+    """Streams one after the other, each folded up to the version that its row has."""
+
+    def __init__(
+        self, table: Table[S], checkpoint: LogPosition, skips: Container[tuple[str, int]], report: Report
+    ) -> None:
+        self._table, self._checkpoint, self._skips, self._report = table, checkpoint, skips, report
+        self._stream_id = ""
+        self._row: Values | None = None
+        self._state: S | None = None
+        self._until = self._last = self._due = 0
+
+    def feed(self, events: Sequence[RecordedEvent]) -> Plan[None]:
+        new = list(dict.fromkeys(event.stream_id for event in events if event.stream_id != self._stream_id))
+        rows = (yield from read_rows(self._table, new)) if new else {}
+        for event in events:
+            if event.stream_id != self._stream_id:
+                self.end()
+                self._begin(event.stream_id, rows.get(event.stream_id))
+            self._take(event)
+
+    def _begin(self, stream_id: str, row: Values | None) -> None:
+        self._stream_id, self._row, self._state = stream_id, row, None
+        self._until = self._table.stream_version(row) if row else 0
+        self._last = self._due = 0
+
+    def _take(self, event: RecordedEvent) -> None:
+        self._last = event.version
+        if event.version <= self._until:
+            if (event.stream_id, event.version) not in self._skips:
+                self._state = self._table.projection.fold(self._state, event)
+        elif event.log_position <= self._checkpoint and (event.stream_id, event.version) not in self._skips:
+            self._due = event.version
+
+    def end(self) -> None:
+        if not self._stream_id:
+            return
+        report, name = self._report, self._table.full_name
+        report.streams += 1
+        if self._due:
+            report.add(Problem(self._stream_id, self._due, f"is not in {name}, which has version {self._until}"))
+        if self._until > self._last:
+            ahead = f"{name} has version {self._until}, the log ends at {self._last}"
+            report.add(Problem(self._stream_id, None, ahead))
+        if self._row is not None and self._state is not None:
+            report.add(*_differences(self._table, self._stream_id, self._row, self._state))
+        self._stream_id = ""
+
+
+def _compare_keys(
+    table: Table[S],
+    checkpoint: LogPosition,
+    skips: Container[tuple[str, int]],
+    report: Report,
+    *,
+    full: bool,
+    told: Callable[[int], None],
+) -> Plan[None]:
+    """Fold the log once more for keys of several streams; in memory, so that only some are when not all are."""
+    projection = table.projection
+    chosen = yield Step(table.sample_keys, (None if full else SAMPLE,))
+    rows = (yield from read_rows(table, [key for (key,) in chosen])) if chosen else {}
+    states: dict[str, S] = {}
+    after = LOG_START
+    while events := (yield from log.read_log(after, PAGE)):
+        for event in events:
+            if event.log_position > checkpoint or (event.stream_id, event.version) in skips:
+                continue
+            key = projection.key(event)
+            if key is not None and (full or key in rows):
+                states[key] = projection.fold(states.get(key), event)
+        after = events[-1].log_position
+        told(len(events))
+        if after >= checkpoint:
+            break
+    report.streams += len(rows)
+    for key, state in states.items():
+        row = rows.get(key)
+        missing = [Problem(key, None, f"has no row in {table.full_name}")]
+        report.add(*(missing if row is None else _differences(table, key, row, state)))
+    report.add(*(Problem(key, None, f"has a row in {table.full_name}, and no events") for key in rows.keys() - states))

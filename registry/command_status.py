@@ -9,7 +9,7 @@ from psycopg.sql import SQL
 
 from eventstore.codec import encode_json
 from eventstore.event import StreamEvent
-from projections.projection import Index, Projection, Values
+from projections.projection import Index, StreamProjection, Values
 from projections.table import Table
 from registry import queries
 from registry.decider import evolve
@@ -42,20 +42,17 @@ _COLUMNS: Final[dict[LiteralString, LiteralString]] = {
 }
 
 
-class CommandStatusProjection(Projection[CommandStatus]):
+class CommandStatusProjection(StreamProjection[CommandStatus]):
     """One row for each command, as `evolve` folds it."""
 
     name = "command_status"
     version = 1
+    inline = True
     columns: ClassVar[Mapping[LiteralString, LiteralString]] = MappingProxyType(_COLUMNS)
     indexes = (
         # For `expire_overdue`: only commands that can still expire.
         Index(("deadline",), where="deadline IS NOT NULL AND state IN ('PENDING_UPLOAD', 'PENDING', 'DISPATCHED')"),
     )
-
-    def key(self, event: StreamEvent) -> str:
-        """One row for each stream."""
-        return event.stream_id
 
     def fold(self, state: CommandStatus | None, event: StreamEvent) -> CommandStatus:
         """Fold a stored event."""

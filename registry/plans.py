@@ -9,16 +9,18 @@ from eventstore.batching import Call
 from eventstore.event import RecordedEvent
 from eventstore.steps import Plan, Step
 from projections import plans as projections
+from projections import rebuild
 from registry.command_status import COMMAND_STATUS, SELECT_OVERDUE
 from registry.models import CommandStatus
+from registry.writing import UNREADABLE
 
-__all__ = ["StatusRead", "check", "events", "migrate", "overdue", "read_all", "status"]
+__all__ = ["StatusRead", "check", "events", "migrate", "overdue", "read_all"]
 
 
 def migrate(progress: Callable[[int], None] = lambda _: None) -> Plan[None]:
     """Create what is missing of the schema and of the read model (`progress`: events folded into it)."""
     yield from schema.migrate()
-    yield from projections.migrate(COMMAND_STATUS, progress)
+    yield from rebuild.migrate(COMMAND_STATUS, progress)
 
 
 def check() -> Plan[None]:
@@ -48,21 +50,18 @@ class StatusRead(Call[CommandStatus | None]):
 
 def read_all(reads: Sequence[StatusRead], lane: int | None = None) -> Plan[None]:  # noqa: ARG001 - any lane reads alike
     """Answer reads of many callers, as of one moment."""
-    if len(reads) == 1:
-        reads[0].answer((yield from status(reads[0].command_id)))
+    try:
+        found = yield from projections.load_many(COMMAND_STATUS, list(dict.fromkeys(read.command_id for read in reads)))
+    except UNREADABLE as error:
+        if len(reads) == 1:
+            reads[0].fail(error)
+            return
+        for read in reads:  # a hand in the table, or a later version's event: the others can still be read
+            yield from read_all([read])
         return
-    found = yield from projections.read_rows(COMMAND_STATUS, list(dict.fromkeys(read.command_id for read in reads)))
     for read in reads:
-        row = found.get(read.command_id)
-        try:
-            read.answer(None if row is None else COMMAND_STATUS.projection.state(row))
-        except ValueError as error:  # a hand in the table: the others can still be read
-            read.fail(error)
-
-
-def status(command_id: str) -> Plan[CommandStatus | None]:
-    """Read a command's status from the read model."""
-    return projections.read_row(COMMAND_STATUS, command_id)
+        loaded = found.get(read.command_id)
+        read.answer(None if loaded is None else loaded.state)
 
 
 def events(command_id: str) -> Plan[list[RecordedEvent]]:

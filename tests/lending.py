@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from eventstore import EventCodec, EventType, NewEvent, StreamEvent, encode_json
 from eventstore.hashing import chain
 from eventstore.steps import Plan, run
-from projections import Index, Projection, Table, Values, plans
+from projections import Index, StreamProjection, Table, Values, plans
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ _COLUMNS: Final[dict[LiteralString, LiteralString]] = {
 }
 
 
-class Shelf(Projection[Book]):
+class Shelf(StreamProjection[Book]):
     name = "shelf"
     version = 1
     columns: ClassVar[Mapping[LiteralString, LiteralString]] = MappingProxyType(_COLUMNS)

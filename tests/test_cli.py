@@ -25,7 +25,7 @@ from tests.waiting import until
 
 COMMANDS = [
     "demo", "migrate", "doctor", "create", "dispatch", "update", "complete", "increment", "expire",
-    "status", "history", "verify", "export", "rpc",
+    "status", "history", "verify", "export", "tail", "rpc",
 ]  # fmt: skip
 PRINTS_JSON = [name for name in COMMANDS if name not in ("export", "rpc")]
 PROGRAM = [sys.executable, "-m", "registry.cli"]
@@ -406,11 +406,11 @@ def test_a_traceback_is_shown_with_debug_alone(cli: CommandLine) -> None:
 
 def test_migrate_creates_what_is_missing_and_says_what_it_did(empty: CommandLine) -> None:
     text = empty.text("migrate")
-    assert "version 1 installed" in text
+    assert "version 2 installed" in text
     assert "created, and built from 0 events" in text
     assert empty.create()
     again = empty.json("migrate")
-    assert (again["schema_version"], again["schema_version_before"]) == (1, 1)
+    assert (again["schema_version"], again["schema_version_before"]) == (2, 2)
     assert (again["read_model_created"], again["events_folded"], again["notices"]) == (False, 0, [])
 
 

@@ -10,9 +10,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 from typer.testing import CliRunner
 
+from eventstore.database import Database
 from eventstore.steps import Plan, Row, run
+from projections.postgres import rebuild_table
 from registry import CommandState, PostgresCommandRegistry, plans
 from registry.cli.app import app
+from registry.command_status import COMMAND_STATUS
 from registry.doctor import Check, examination, examine, grants, log
 from tests.conftest import Databases
 
@@ -38,6 +41,9 @@ def mend(connection: Connection, check: Check) -> None:
     for statement in re.sub(r"^run: ", "", check.mend).split("; "):
         if "command-registry migrate" in statement:
             migrate(connection)
+        elif statement == "command-registry projections rebuild command_status":
+            with Database(connection.info.dsn) as database:
+                rebuild_table(database, COMMAND_STATUS)
         else:
             connection.execute(statement.encode())
 
@@ -325,14 +331,14 @@ def test_a_transaction_that_may_not_be_seen_is_told_of() -> None:
 
 
 def test_a_transaction_of_which_only_the_pid_may_be_seen_is_named() -> None:
-    check = answers(log.readers("ada"), [(3,)], [("pid 1", None, "db", "bob", "...")])
+    check = answers(log.readers("ada"), [(3,)], [("pid 1", None, "db", "bob", "...", None)])
     assert check.status == "warning"
     assert check.found.startswith("pid 1, in database db, user bob, has written, and began at a time that ada may not")
 
 
 def test_a_short_transaction_is_no_warning() -> None:
-    assert answers(log.readers("ada"), [(0,)], [("pid 1", 0.1, "db", "bob", "...")]).status == "ok"
-    assert answers(log.readers("ada"), [(0,)], [("pid 1", 60.0, "db", "bob", "...")]).status == "warning"
+    assert answers(log.readers("ada"), [(0,)], [("pid 1", 0.1, "db", "bob", "...", None)]).status == "ok"
+    assert answers(log.readers("ada"), [(0,)], [("pid 1", 60.0, "db", "bob", "...", None)]).status == "warning"
 
 
 # The server

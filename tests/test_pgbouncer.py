@@ -563,7 +563,7 @@ class Pooled(CommandLine):
 
 def test_the_commands_work_through_the_pooler(empty_dsn: str, pooler: PgBouncer) -> None:
     cli = Pooled(pooler.dsn(empty_dsn))
-    assert "version 1 installed" in cli.text("migrate")
+    assert "version 2 installed" in cli.text("migrate")
     assert cli.json("migrate")["notices"] == []
     command_id = cli.create("--deadline", "1h")
     cli.text("dispatch", command_id)

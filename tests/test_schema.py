@@ -110,7 +110,7 @@ def test_of_two_migrations_of_a_database_the_second_waits_for_the_first(empty_ds
         until_waiting_for_lock(observer, second.info.backend_pid)
         first.commit()
         waiting.join(30)
-        assert on(second, schema.installed_version()) == 1
+        assert on(second, schema.installed_version()) == schema.SCHEMA_VERSION
 
 
 # Roles. They are the server's, so these tests use names of their own.
@@ -247,9 +247,9 @@ def test_two_databases_of_one_server_may_be_migrated_at_once(
         until_waiting_for_lock(empty, second.info.backend_pid)
         getattr(first, end)()
         waiting.join(30)
-        assert on(second, schema.installed_version()) == 1
+        assert on(second, schema.installed_version()) == schema.SCHEMA_VERSION
         assert roles.exist() == {"writer", "reader"}
-        assert on(first, schema.installed_version()) == (1 if end == "commit" else None)
+        assert on(first, schema.installed_version()) == (schema.SCHEMA_VERSION if end == "commit" else None)
         roles.used_in.append(first)
         roles.clear()
 
@@ -377,7 +377,7 @@ def test_a_reader_only_reads(connection: Connection, roles: Roles, member: Calla
     act_as(connection, member("command_registry_reader"))
     assert len(on(connection, plans.read_stream("book"))) == 1
     on(connection, registry.check())
-    on(connection, registry.status("cmd_x"))
+    on(connection, registry.read_all([registry.StatusRead("cmd_x")]))
     with pytest.raises(errors.InsufficientPrivilege):
         on(connection, plans.append("book", 1, [lent()]))
     for statement in [*DENIED, "UPDATE command_registry.command_status_v1 SET attempt = 9"]:
@@ -450,7 +450,7 @@ def test_opening_a_database_without_the_read_model_names_the_command_to_run(empt
 
 def test_opening_an_older_schema_names_the_command_to_run(dsn: str, connection: Connection) -> None:
     connection.execute("UPDATE command_registry.schema_versions SET version = 0")
-    with pytest.raises(SchemaMismatch, match="is at version 0, this software needs 1; run: command-registry migrate"):
+    with pytest.raises(SchemaMismatch, match="is at version 0, this software needs 2; run: command-registry migrate"):
         PostgresCommandRegistry.open(dsn)
 
 
@@ -459,9 +459,9 @@ def test_opening_an_older_schema_names_the_command_to_run(dsn: str, connection: 
 def test_a_newer_schema_asks_for_newer_software_and_stays_as_it_is(
     dsn: str, connection: Connection, migrate: bool
 ) -> None:
-    connection.execute("INSERT INTO command_registry.schema_versions (version) VALUES (2)")
+    connection.execute("INSERT INTO command_registry.schema_versions (version) VALUES (9)")
     before = catalogue(connection)
-    with pytest.raises(SchemaMismatch, match="at version 2, this software knows 1; install a newer command-registry"):
+    with pytest.raises(SchemaMismatch, match="at version 9, this software knows 2; install a newer command-registry"):
         PostgresCommandRegistry.open(dsn, migrate=migrate)
     assert catalogue(connection) == before
 

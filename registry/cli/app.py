@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import admin, audit, reads, serving, writes
+from registry.cli import admin, audit, projections, reads, serving, tail, writes
 from registry.cli.commands import add_all
 from registry.cli.invocation import CommandLine, Invocation
 from registry.cli.options import RootDebug, RootDsn, RootPooler
@@ -57,4 +57,4 @@ def root(
         typer.echo(ctx.get_help())
 
 
-add_all(app, serving, admin, writes, reads, audit)
+add_all(app, serving, admin, writes, reads, tail, audit, projections)

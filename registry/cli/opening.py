@@ -7,14 +7,15 @@ from typing import Any, Final, Literal, TypeVar
 import psycopg
 from psycopg import Connection
 
-from eventstore.database import DEFAULT_TIMEOUT, Pooler, not_connected, parse_dsn
+from eventstore import schema
+from eventstore.database import DEFAULT_TIMEOUT, Database, Pooler, not_connected, parse_dsn
 from eventstore.errors import Unavailable
 from eventstore.steps import Plan, run
 from registry import embedded
 from registry.cli.output import waiting
 from registry.postgres import PostgresCommandRegistry
 
-__all__ = ["Session", "connected", "opened"]
+__all__ = ["Session", "connected", "database", "opened"]
 
 T = TypeVar("T")
 
@@ -87,6 +88,19 @@ def connected(dsn: str | None, pooler: Pooler | None) -> Iterator[Session]:
             raise not_connected(error, pooler) from error
         with connection:
             yield Session(connection)
+
+
+@contextmanager
+def database(dsn: str | None, pooler: Pooler | None, pool_size: int) -> Iterator[Database]:
+    """Open a database, or that of the embedded Postgres, that has the schema, whatever read models are in it.
+
+    Raises:
+        SchemaMismatch: it has none, or another one; says the command to run.
+        Unavailable, EmbeddedPostgresError: as `connected`.
+    """
+    with _server(dsn) as server_dsn, Database(server_dsn, pool_size=pool_size, pooler=pooler) as opened:
+        opened.run(schema.check())
+        yield opened
 
 
 def _settings(dsn: str, pooler: Pooler | None) -> dict[str, Any]:

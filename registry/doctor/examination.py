@@ -13,7 +13,17 @@ from registry.doctor.check import MIGRATE, Check, failed, ok, warning
 __all__ = ["examine"]
 
 NEWEST_SERVER: Final = 18
-_TABLES: Final = ("schema_versions", "events", "events_position_seq", "deployments", "idempotency_keys", "projections")
+_TABLES: Final = (
+    "schema_versions",
+    "events",
+    "events_position_seq",
+    "deployments",
+    "idempotency_keys",
+    "projections",
+    "projectors",
+    "rebuild_chunks",
+    "projection_skips",
+)
 
 
 def examine(*, quick: bool = False, progress: Callable[[int], None] = lambda _: None) -> Plan[list[Check]]:

@@ -24,6 +24,9 @@ _WRITES: Final = (
     ("idempotency_keys", "SELECT"),
     ("idempotency_keys", "INSERT"),
     ("deployments", "SELECT"),
+    ("projectors", "SELECT"),
+    ("projectors", "UPDATE"),
+    ("projection_skips", "SELECT"),
     (COMMAND_STATUS.name, "INSERT"),
     (COMMAND_STATUS.name, "UPDATE"),
 )

@@ -6,6 +6,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from eventstore.plans import oldest_writer
 from eventstore.schema import schema_sql
 from eventstore.steps import Plan, Step
 from registry.doctor import queries
@@ -174,14 +175,13 @@ LONG: Final = 1.0
 def readers(user: str) -> Plan[Check]:
     """Check whether an open transaction that writes, in any database of the server, holds readers of the log back."""
     [(held_back,)] = yield Step(queries.HELD_BACK)
-    writers = yield Step(queries.OLDEST_WRITER)
+    writer = yield from oldest_writer()
     waiting = f"{held_back} events wait for it" if held_back else "what is appended now waits for it"
-    if writers:
-        name, seconds, database, owner, remedy = writers[0]
-        if held_back or (seconds or 0) >= LONG:
-            age = f"{seconds:.0f} s ago" if seconds is not None else f"at a time that {user} may not see"
-            found = f"{name}, in database {database}, user {owner}, has written, and began {age}"
-            return warning("log readers", f"{found}: {waiting}", f"let it end, or run: {remedy}")
+    if writer is not None:
+        if held_back or (writer.seconds or 0) >= LONG:
+            age = f"{writer.seconds:.0f} s ago" if writer.seconds is not None else f"at a time that {user} may not see"
+            found = f"{writer.name}, in database {writer.database}, user {writer.user}, has written, and began {age}"
+            return warning("log readers", f"{found}: {waiting}", f"let it end, or run: {writer.remedy}")
     elif held_back:
         return warning(
             "log readers",

@@ -109,33 +109,6 @@ HELD_BACK: Final[LiteralString] = """
     WHERE transaction_id >= pg_snapshot_xmin(pg_current_snapshot())
 """
 
-OLDEST_WRITER: Final[LiteralString] = """
-    SELECT writer.name, writer.seconds, writer.database, writer.usename, writer.remedy
-    FROM (
-        SELECT
-            'pid ' || pid AS name,
-            extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds,
-            datname::text AS database,
-            usename::text,
-            format('SELECT pg_terminate_backend(%%s)', pid) AS remedy,
-            age(backend_xid) AS age
-        FROM pg_stat_activity
-        WHERE backend_xid IS NOT NULL
-            AND pid <> pg_backend_pid()
-        UNION ALL
-        SELECT
-            format('prepared transaction %%L', gid),
-            extract(epoch FROM clock_timestamp() - prepared)::float8,
-            database::text,
-            owner::text,
-            format('ROLLBACK PREPARED %%L', gid),
-            age(transaction)
-        FROM pg_prepared_xacts
-    ) AS writer
-    ORDER BY writer.age DESC
-    LIMIT 1
-"""
-
 ROLES: Final[LiteralString] = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s)"
 
 # Tables by name; USAGE is asked of a sequence.

@@ -16,6 +16,9 @@ __all__ = ["REBUILD", "drift", "shape"]
 REBUILD: Final = f"run: DROP TABLE IF EXISTS {COMMAND_STATUS.full_name} CASCADE; then: command-registry migrate"
 """Builds the read model again from the log. (Nothing is lost: the log has it all.)"""
 
+REPAIR: Final = f"run: command-registry projections rebuild {COMMAND_STATUS.projection.name}"
+"""Writes every row anew from the log, in place."""
+
 _NAME: Final = "read model"
 _SHOWN: Final = 3
 
@@ -69,7 +72,7 @@ def drift(progress: Callable[[int], None]) -> Plan[list[Check]]:
     figures = f"{report.events} events of {report.streams} commands"
     return [
         _verified("log content", changed, f"{figures}: every hash and version is right", _RESTORE),
-        _verified("drift", drifted, f"{report.rows} rows are the fold of the log", REBUILD),
+        _verified("drift", drifted, f"{report.rows} rows are the fold of the log", REPAIR),
     ]
 
 

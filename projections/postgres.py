@@ -1,0 +1,280 @@
+"""Projectors and rebuilds on Postgres: the plans, run by threads, tasks and processes."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import psycopg
+
+from eventstore.database import DEFAULT_TIMEOUT, AsyncDatabase, Database
+from eventstore.errors import Unavailable
+from eventstore.event import LogPosition
+from eventstore.steps import Plan
+from projections import rebuild, status
+from projections.errors import Fenced, PoisonEvent
+from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, release
+from projections.rebuild import Progress, Verify
+from projections.table import Table
+from projections.workers import Workers
+
+__all__ = ["AsyncProjector", "Projector", "Rebuilt", "rebuild_table"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("command_registry")
+
+_TROUBLE: Final = (Fenced, PoisonEvent, Unavailable, psycopg.Error)
+_POLL: Final = 0.2
+
+
+class _Tail:
+    """What a projector does for one table, one look at the log at a time."""
+
+    def __init__(self, table: Table[Any], owner: str, lease_seconds: float) -> None:
+        self.follower = Follower(table, owner, lease_seconds)
+        self._pace = Pace()
+        self._told = ""
+
+    def plan(self) -> Plan[Followed]:
+        """Give the plan of the next look."""
+        return status.follow_if_needed(self.follower)
+
+    def went(self, followed: Followed) -> float:
+        """Give the pause after a look, in seconds."""
+        self._told = ""
+        return self._pace.after(followed)
+
+    def failed(self, error: Exception) -> float:
+        """Note a failure, say it once, and give the pause after it."""
+        if not isinstance(error, Fenced) and str(error) != self._told:
+            self._told = str(error)
+            _log.error("projector of %s: %s", self.follower.table.full_name, error)
+        return self._pace.trouble()
+
+
+class Projector:
+    """Follows the log for tables, each in a thread of its own, until it is closed.
+
+    Any number of processes may run one for the same tables: for each table one leads, and another takes over within
+    about `lease_seconds` of its end, however it ended. A table that cannot go on (an event that its projection cannot
+    fold) stops, says why in its bookkeeping, and tries again; the others go on.
+
+    As a context manager it starts on entering, and on leaving ends what it is at and lets go of its leases.
+    """
+
+    def __init__(
+        self, database: Database, tables: Sequence[Table[Any]], *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._database = database
+        owner = new_owner()
+        self._tails = [_Tail(table, owner, lease_seconds) for table in tables]
+        self._tables = tuple(tables)
+        self._ends = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        for table in self._tables:
+            self._database.run(status.enrol(table), lasting=True)
+        for tail in self._tails:
+            thread = threading.Thread(
+                target=self._follow, args=(tail,), name=f"projector of {tail.follower.table.name}"
+            )
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End, and let go of the leases."""
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _follow(self, tail: _Tail) -> None:
+        pause = 0.0
+        while not self._ends.wait(pause):
+            try:
+                pause = tail.went(self._database.run(tail.plan()))
+            except _TROUBLE as error:
+                pause = tail.failed(error)
+            except Exception as error:  # a row() that raises, say: it is this table's trouble alone
+                pause = tail.failed(error)
+        with suppress(*_TROUBLE):
+            self._database.run(release(tail.follower))
+
+    def wait_until(self, position: LogPosition | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until all its tables, whoever leads them, have come to a position of the log (None: where it ends now).
+
+        Raises:
+            NotCaughtUp: they have not within the timeout; says how far each is, and what keeps it.
+        """
+        self._database.run(status.wait_until(self._tables, position, timeout), timeout=timeout + DEFAULT_TIMEOUT)
+
+
+class AsyncProjector:
+    """`Projector` for asyncio: a task for each table."""
+
+    def __init__(
+        self, database: AsyncDatabase, tables: Sequence[Table[Any]], *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._database = database
+        owner = new_owner()
+        self._tails = [_Tail(table, owner, lease_seconds) for table in tables]
+        self._tables = tuple(tables)
+        self._ends = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for table in self._tables:
+            await self._database.run(status.enrol(table), lasting=True)
+        self._tasks = [asyncio.create_task(self._follow(tail)) for tail in self._tails]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End, and let go of the leases."""
+        self._ends.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _follow(self, tail: _Tail) -> None:
+        pause = 0.0
+        while not self._ends.is_set():
+            try:
+                pause = tail.went(await self._database.run(tail.plan()))
+            except Exception as error:  # whatever it is: it is this table's trouble alone
+                pause = tail.failed(error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._ends.wait()
+        with suppress(*_TROUBLE):
+            await self._database.run(release(tail.follower))
+
+    async def wait_until(self, position: LogPosition | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """As `Projector.wait_until`."""
+        await self._database.run(status.wait_until(self._tables, position, timeout), timeout=timeout + DEFAULT_TIMEOUT)
+
+
+class Rebuilt:
+    """What a rebuild did: events folded in bulk, streams or keys compared, whether it switched, and its seconds."""
+
+    def __init__(self) -> None:
+        self.events = self.compared = 0
+        self.in_place = self.switched = self.drained = False
+        self.seconds = 0.0
+
+
+class _Build:
+    """A rebuild under way, whose lease a thread keeps while statements take their time."""
+
+    def __init__(self, database: Database, table: Table[Any], told: Callable[[Progress], None]) -> None:
+        self.database, self.table = database, table
+        self.follower = Follower(table, new_owner(), builds=True)
+        self._told = told
+        self._ends = threading.Event()
+
+    def run(self, plan: Plan[T]) -> T:
+        return self.database.run(plan, lasting=True)
+
+    def tell(self) -> None:
+        self._told(self.run(rebuild.progress(self.table)))
+
+    @contextmanager
+    def keeping_the_lease(self) -> Iterator[None]:
+        keeper = threading.Thread(target=self._keep, name=f"lease of {self.table.name}", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            self._ends.set()
+            keeper.join()
+
+    def _keep(self) -> None:
+        while not self._ends.wait(self.follower.lease_seconds / 3):
+            with suppress(Unavailable, psycopg.Error):
+                if self.follower.leads:
+                    self.database.run(lease(self.follower))
+
+
+def rebuild_table(
+    database: Database,
+    table: Table[Any],
+    *,
+    dsn: str | None = None,  # noqa: ARG001
+    workers: int = 1,
+    verify: Verify = "sample",
+    switch: bool = True,
+    restart: bool = False,
+    drain_seconds: float = 60.0,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> Rebuilt:
+    """Build a table from the log, beside what is in force, while appends go on; then put it in force.
+
+    It may be ended at any point, by force, too: the next one goes on from there (unless it is to `restart`). A table
+    that is in force already is repaired in place. `workers`: processes that fold (1: this one). `drain_seconds`: how
+    long to wait, at the end, for transactions that were open at the switch.
+
+    Raises:
+        AlreadyRunning: somebody else is at it.
+        PoisonEvent: an event cannot be folded.
+        NotEqual: what was built is not what the log says; it is not put in force.
+        ProjectionError: a worker failed, or the table cannot be built.
+        Unavailable: the server was away for too long; the next rebuild goes on.
+    """
+    build, rebuilt, began = _Build(database, table, told), Rebuilt(), time.monotonic()
+    follower = build.follower
+    try:
+        rebuilt.in_place = build.run(rebuild.begin(follower, restart=restart))
+        with build.keeping_the_lease():
+            rebuilt.events = _fill(build, workers)
+            build.run(rebuild.finish_bulk(follower, in_place=rebuilt.in_place))
+            build.tell()
+            build.run(rebuild.catch_up(follower))
+            rebuilt.compared = build.run(rebuild.check_equal(follower, verify))
+            build.run(rebuild.catch_up(follower))
+            build.run(rebuild.built(follower))
+            build.tell()
+            if switch:
+                rebuilt.switched, rebuilt.drained = True, _switch(build, drain_seconds)
+            build.run(rebuild.end(follower))
+    finally:
+        with suppress(*_TROUBLE):
+            build.run(release(follower))
+    rebuilt.seconds = time.monotonic() - began
+    return rebuilt
+
+
+def _fill(build: _Build, workers: int) -> int:
+    if build.follower.phase != "bulk":
+        return 0
+    total = 0
+    if workers > 1:
+        with Workers(build.database, build.follower, workers) as working:
+            while working.busy(_POLL):
+                build.tell()
+            total += working.events
+    while (events := build.run(rebuild.fill_chunk(build.follower))) is not None:
+        total += events
+        build.tell()
+    return total
+
+
+def _switch(build: _Build, drain_seconds: float) -> bool:
+    projection = build.table.projection
+    switched = build.run(rebuild.switch(projection.name, projection.version))
+    end = time.monotonic() + drain_seconds
+    while not build.run(rebuild.drained(build.follower, switched)):
+        build.tell()
+        if time.monotonic() > end:
+            return False
+    return True

@@ -1,0 +1,166 @@
+"""Processes that fill the chunks of a table under construction: `python -m projections.workers`.
+
+A worker is told its job on its standard input, and ends when that is closed, so that none outlives who started it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from eventstore.database import Database, Pooler
+from projections import rebuild
+from projections.errors import ProjectionError
+from projections.projection import Projection
+from projections.projector import Follower
+from projections.table import Table
+
+__all__ = ["Workers"]
+
+_PATIENCE: Final = 10.0  # seconds
+
+
+class _Job(NamedTuple):
+    """What a worker does: fill chunks of this projection's table in this database, for the owner of this token."""
+
+    dsn: str
+    pooler: Pooler | None
+    module: str
+    projection: str
+    owner: str
+    token: int
+    lease_seconds: float
+    path: Sequence[str]
+
+
+class Workers:
+    """So many worker processes; as a context manager, they have ended when it is left."""
+
+    def __init__(self, database: Database, follower: Follower[Any], count: int) -> None:
+        kind = type(follower.table.projection)
+        job = _Job(
+            database.dsn,
+            database.pooler,
+            kind.__module__,
+            kind.__qualname__,
+            follower.owner,
+            follower.token,
+            follower.lease_seconds,
+            sys.path,
+        )
+        if _projection(job) is not kind:
+            raise ProjectionError(
+                f"{job.module}.{job.projection} cannot be imported by another process: put the class at the top of a "
+                "module of its own, or build with one worker"
+            )
+        self._job, self._count = json.dumps(job._asdict()), count
+        self._processes: list[subprocess.Popen[str]] = []
+        self.events = 0
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                self._processes.append(self._start())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _start(self) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "projections.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C reaches us alone, and we end them
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        if process.stdin is not None:
+            process.stdin.write(self._job + "\n")
+            process.stdin.flush()
+        return process
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End them."""
+        for process in self._processes:
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]
+        for process in self._processes:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()  # type: ignore[union-attr]
+            process.stderr.close()  # type: ignore[union-attr]
+
+    def busy(self, seconds: float) -> bool:
+        """Wait so long for one of them to end, and tell whether any is still at work.
+
+        Raises:
+            ProjectionError: one failed; says why.
+        """
+        at_work = [process for process in self._processes if process.poll() is None]
+        if at_work:
+            with suppress(subprocess.TimeoutExpired):
+                at_work[0].wait(seconds)
+        for process in [process for process in self._processes if process.poll() is not None]:
+            self._processes.remove(process)
+            output, problem = process.communicate()
+            if process.returncode:
+                last = (problem.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+                raise ProjectionError(f"a worker failed: {last}; what is done is kept, and the next rebuild goes on")
+            self.events += int(output)
+        return bool(self._processes)
+
+
+def _projection(job: _Job) -> type[Projection[Any]]:
+    try:
+        found: Any = import_module(job.module)
+        for part in job.projection.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return Projection
+    return found  # type: ignore[no-any-return]
+
+
+def _work(job: _Job) -> int:
+    table = Table(_projection(job)())
+    total = 0
+    with Database(job.dsn, pool_size=1, pooler=job.pooler) as database:
+        follower = Follower(table, job.owner, job.lease_seconds, builds=True)
+        follower.taken(job.token)
+        while (events := database.run(rebuild.fill_chunk(follower), lasting=True)) is not None:
+            total += events
+    return total
+
+
+def _end_with(stdin: int) -> None:
+    while os.read(stdin, 4096):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Do a job."""
+    job = _Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
+    try:
+        print(_work(job))  # noqa: T201 - the answer
+    except Exception as error:  # told to who started us
+        print(f"{error}".replace("\n", " "), file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
