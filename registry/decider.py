@@ -198,17 +198,20 @@ def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:
             )
         case CommandTransitioned():
             known = _created(status)
-            facts = {name: value for name in _FACTS if (value := getattr(event, name)) is not None}
-            return _changed(known, state=event.to_state, **facts)
+            told = vars(event)
+            facts = {name: told[name] for name in _FACTS if told[name] is not None}
+            return _changed(known, {"state": event.to_state} | facts)
         case AttemptIncremented():
             known = _created(status)
-            return _changed(known, attempt=event.attempt)
+            return _changed(known, {"attempt": event.attempt})
         case _:
             assert_never(event)
 
 
-def _changed(known: CommandStatus, **facts: object) -> CommandStatus:
-    return trusted(CommandStatus, (vars(known) | {"version": known.version + 1} | facts))
+def _changed(known: CommandStatus, facts: dict[str, object]) -> CommandStatus:
+    values = vars(known) | facts
+    values["version"] += 1
+    return trusted(CommandStatus, values)
 
 
 def _created(status: CommandStatus | None) -> CommandStatus:

@@ -265,11 +265,14 @@ def trusted(model: type[M], values: dict[str, Any]) -> M:
     As `BaseModel.model_construct`, which looks at each field once more.
     """
     made = model.__new__(model)
-    object.__setattr__(made, "__dict__", values)
-    object.__setattr__(made, "__pydantic_fields_set__", _every_field(model))
-    object.__setattr__(made, "__pydantic_extra__", None)
-    object.__setattr__(made, "__pydantic_private__", None)
+    _set(made, "__dict__", values)
+    _set(made, "__pydantic_fields_set__", _every_field(model))
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
     return made
+
+
+_set: Final = object.__setattr__
 
 
 _INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)

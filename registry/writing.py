@@ -210,6 +210,15 @@ class _Stream:
         return self.fresh or is_terminal(self.command.state)
 
 
+class _Decided(NamedTuple):
+    """What a round made of a call: its outcome once the statement is committed, and the event that it sends, if any."""
+
+    write: Write[Any]
+    answer: object
+    refusal: Exception | None
+    sent: _Sent | None
+
+
 class _Round:
     """What is decided, and goes in one statement."""
 
@@ -217,11 +226,14 @@ class _Round:
         self.streams = streams
         self._clock = clock
         self.events: list[tuple[StreamEvent, StreamEnd | None]] = []
-        self.writes: list[Write[Any]] = []
-        self._sent: list[tuple[Write[Any], _Sent]] = []
-        self._is_sent = False
-        self.outcomes: list[tuple[Write[Any], object, Exception | None]] = []
+        self.decided: list[_Decided] = []
         self.keys: dict[str, Creation] = {}
+        self._is_sent = False
+
+    @property
+    def writes(self) -> list[Write[Any]]:
+        """The calls that append something."""
+        return [decided.write for decided in self.decided if decided.sent is not None]
 
     def decide(self, write: Write[Any]) -> bool:
         """Decide on a call; False when it would be refused on a state that is only believed."""
@@ -244,7 +256,7 @@ class _Round:
 
     def _without_events(self, write: Write[Any], stream: _Stream, answer: object, refusal: Exception | None) -> bool:
         if not stream.unchanged:
-            self.outcomes.append((write, answer, refusal))  # true once the events before it are committed
+            self.decided.append(_Decided(write, answer, refusal, None))  # true once the events before it are committed
         elif not stream.certain:
             return False
         elif not write.may_yet_commit(stream.before):
@@ -276,9 +288,7 @@ class _Round:
         answer = state if isinstance(write, Creation) else decision.answer
         stream.state, stream.end = state, StreamEnd(chained[-1].version, chained[-1].hash)
         self.events += [(event, stream.before) for event in chained]
-        self.writes.append(write)
-        self._sent.append((write, _Sent(chained[0], answer)))
-        self.outcomes.append((write, answer, None))
+        self.decided.append(_Decided(write, answer, None, _Sent(chained[0], answer)))
 
     def patience(self) -> int | None:
         """Say for how long a statement may wait so that its callers can still be told why, in milliseconds."""
@@ -311,23 +321,25 @@ class _Round:
         for command_id, stream in self.streams.items():
             if stream.state is not None and stream.end is not None and not stream.unchanged:
                 states.put(command_id, stream.end, stream.state)
-        for write, answer, refusal in self.outcomes:
+        for write, answer, refusal, _ in self.decided:
             _settle(write, answer, refusal)
 
     def conflict(self) -> Conflict:
         """Make the error of a refusal that nothing explains."""
-        before = self.streams[self.writes[0].command_id].before
-        return Conflict(self.writes[0].command_id, before.version if before else 0, None)
+        command_id = self.writes[0].command_id
+        before = self.streams[command_id].before
+        return Conflict(command_id, before.version if before else 0, None)
 
     def sending(self) -> bool:
         """Note on each call what is sent for it; False when one of them is settled: who gave up is not written."""
         with _SENDING:
-            if any(write.settled for write in self.writes):
+            if any(write.settled and sent is not None for write, *_, sent in self.decided):
                 return False
             if not self._is_sent:
                 self._is_sent = True
-                for write, sent in self._sent:
-                    write.sent.append(sent)
+                for write, *_, sent in self.decided:
+                    if sent is not None:
+                        write.sent.append(sent)
             return True
 
     def failed(self) -> None:
@@ -378,9 +390,10 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
         except Blocked:
             if aside:
                 raise
-            most = max(1, len(this_round.writes) // 2)
-            if len(this_round.writes) == 1:
-                this_round.writes[0].aside = True
+            sent = this_round.writes
+            most = max(1, len(sent) // 2)
+            if len(sent) == 1:
+                sent[0].aside = True
         except psycopg.Error as error:
             states.forget(this_round.streams)
             most = _without_the_culprit(this_round, error)
@@ -547,14 +560,15 @@ def _read(command_ids: Iterable[str]) -> Plan[dict[str, _Stream]]:
 def _look_again(this_round: _Round, states: States) -> Plan[tuple[dict[str, _Stream], bool]]:
     """Find out where the commands of a refused statement are; tell whether that explains the refusal."""
     states.forget(this_round.streams)
-    known = yield from _read_for(this_round.writes)
+    sent = this_round.writes
+    known = yield from _read_for(sent)
     moved = [
         command_id
-        for command_id in dict.fromkeys(write.command_id for write in this_round.writes)
+        for command_id in dict.fromkeys(write.command_id for write in sent)
         if (known[command_id].end if command_id in known else None) != this_round.streams[command_id].before
     ]
     states.contest(moved)
-    creations = [write for write in this_round.writes if isinstance(write, Creation)]
+    creations = [write for write in sent if isinstance(write, Creation)]
     for creation in creations:
         creation.looks_for_key = creation.call.idempotency_key is not None
         if creation.command_id in moved:
@@ -571,7 +585,7 @@ def _without_the_culprit(this_round: _Round, error: Exception) -> int:
     """Say how many calls to try next, so that only the one to blame fails in the end."""
     sent = this_round.writes
     if isinstance(error, psycopg.Error) and (error.sqlstate or "XX")[:2] in _OF_ALL:
-        for write, *_ in this_round.outcomes:
+        for write, *_ in this_round.decided:
             write.give_up(error)
     elif len(sent) == 1:
         sent[0].give_up(error)
