@@ -497,17 +497,16 @@ def _together(writes: list[Write[Any]], states: States) -> list[Write[Any]]:
     return ours or [write for write in writes if write.command_id == writes[0].command_id]
 
 
-def _decide(writes: list[Write[Any]], known: dict[str, _Stream], states: States, clock: Clock) -> Plan[_Round]:
-    """Decide on calls, each on what the ones before it leave; load what has to be known for it."""
+def _decide(writes: Sequence[Write[Any]], known: dict[str, _Stream], states: States, clock: Clock) -> Plan[_Round]:
+    """Decide on calls, each on what the ones before it leave; load what has to be known for it.
+
+    One that would be refused on a state that is only believed is left to the next round, which loads it.
+    """
     this_round = _Round(known, clock)
-    while writes:
-        yield from _load(writes, known, states)
-        writes = [write for write in writes if not this_round.decide(write)]
-        for write in writes:
+    yield from _load(writes, known, states)
+    for write in writes:
+        if not this_round.decide(write):
             states.forget([write.command_id])
-            stream = known.get(write.command_id)
-            if stream is not None and stream.unchanged:  # else the refusal holds once the statement is committed
-                del known[write.command_id]
     return this_round
 
 
