@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test bench lint check wheel clean
+.PHONY: help demo test soak bench lint check wheel clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -23,7 +23,10 @@ demo: $(READY)  ## Play a fleet's day on a real Postgres, then audit it
 test: $(READY)  ## Run all tests, on a real Postgres that they start themselves
 	$(BIN)/pytest -n 2
 
-bench: $(READY)  ## Measure the registry beside pgbench, COPY and eventsourcing: about ten minutes (ARGS=--help)
+soak: $(READY)  ## Kill, stall, lose and race read models for longer: about half an hour
+	COMMAND_REGISTRY_TEST_SOAK=1 $(BIN)/pytest -n 2 --timeout 1800 tests/test_rebuild.py tests/test_projector.py
+
+bench: $(READY)  ## Measure the registry beside pgbench, COPY and eventsourcing: about twenty minutes (ARGS=--help)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(READY)  ## Check style, types and the layers

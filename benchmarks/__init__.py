@@ -10,9 +10,11 @@ each above those that it builds on:
     results, targets       medians and ratios, and how large the ratios should be
     contenders             who takes part
     client                 this registry: callers in asyncio and in threads (a process of its own)
+    rebuilding             read models of this registry, built and followed (a process of its own)
     eventsourcing_client   the package `eventsourcing` (a process of its own)
-    copying                COPY, as the limit (a process of its own), and as the way to make a large log
+    copying                COPY, as the limit of writing and of reading (a process of its own), and to make a large log
     pgbench, statement     pgbench, and the script by which it sends the registry's own statements
+    read_models            the read models that are built and followed
     rows, life             commands as rows to copy; one command's life, made by the registry's own code
     processes              running clients
     server, disk, machine  databases for the run; what they take up on disk; what it all runs on

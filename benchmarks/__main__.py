@@ -33,14 +33,15 @@ _JSON: Final = "BENCH_JSON"
 
 _HELP: Final = """Measure the registry beside pgbench, COPY and the package eventsourcing, in one run on one server.
 
-Every contender gives commands a life of three events (create, dispatch, complete), or reads statuses by key. Each is \
-measured once a round, in a database of its own; each figure is the median of the rounds. What the registry wrote is \
-verified afterwards.
+Every contender gives commands a life of three events (create, dispatch, complete), reads statuses by key, or reads a \
+log of a million events to build a read model of it. Each is measured once a round, in a database of its own or in a \
+large log that is kept; each figure is the median of the rounds. What the registry wrote is verified afterwards, but \
+in the large logs.
 
 Without --dsn it runs on an embedded Postgres of its own, with the settings that anybody gets. With --dsn it makes \
 databases on that server (their names begin with crb_), and drops them at the end; the user must be one who may.
 
-All of it, about ten minutes: [bold]python -m benchmarks[/]
+All of it, about twenty minutes: [bold]python -m benchmarks[/]
 To see that it works: [bold]python -m benchmarks --quick[/]
 Some contenders: [bold]python -m benchmarks --no-growth --only 'asyncio-*' --only 'pgbench-*'[/]
 The results as JSON, too: [bold]BENCH_JSON=bench.json python -m benchmarks[/]
@@ -81,7 +82,11 @@ _Only: TypeAlias = Annotated[
     ),
 ]
 _Growth: TypeAlias = Annotated[
-    bool, typer.Option("--growth/--no-growth", help="Measure in logs of up to a million commands, too.")
+    bool,
+    typer.Option(
+        "--growth/--no-growth",
+        help="Measure in logs of up to a million commands, and rebuild from up to five million events, too.",
+    ),
 ]
 
 
@@ -142,7 +147,7 @@ def _taking_part(patterns: Sequence[str], *, growth: bool) -> list[Contender]:
 
 
 def _document() -> Path | None:
-    """Give the file for the JSON, after seeing that it can be written: ten minutes later would be a bad time for it."""
+    """Give the file for the JSON, after seeing that it can be written: twenty minutes later is a bad time for it."""
     if not (name := os.environ.get(_JSON)):
         return None
     path = Path(name)

@@ -105,4 +105,4 @@ LOADS: Final[Mapping[str, Callable[[Job], Sample]]] = MappingProxyType(
 
 
 if __name__ == "__main__":
-    serve(lambda job: LOADS[job.load](job))
+    serve(LOADS)

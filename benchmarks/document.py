@@ -35,6 +35,7 @@ def document(results: Results, machine: Machine, pace: Pace) -> dict[str, JsonVa
                 "met": None if pace.quick else ratio.met,
                 "least": ratio.least,
                 "most": ratio.most,
+                "contender": ratio.contender,
                 "over": ratio.over,
                 "complete": ratio.complete,
             }
@@ -55,7 +56,7 @@ def document(results: Results, machine: Machine, pace: Pace) -> dict[str, JsonVa
             "rounds": pace.rounds,
             "seconds": pace.seconds,
             "warm_up": pace.warm_up,
-            "commands": dict(pace.sizes),
+            "commands": {name: log.commands for name, log in pace.sizes.items()},
         },
     }
 

@@ -1,7 +1,8 @@
-"""The life that every contender gives its commands: created, dispatched, completed; made by the registry's own code."""
+"""The lives that contenders give their commands: created, dispatched, completed; made by the registry's own code."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from eventstore.event import StreamEnd, StreamEvent
 from eventstore.hashing import chain
@@ -21,13 +22,15 @@ __all__ = [
     "LEASE",
     "REQUEST_SIZE",
     "RESPONSE_SIZE",
+    "Life",
     "Written",
     "command_id",
     "life",
+    "retried_life",
 ]
 
 EVENTS: Final = 3
-"""Events of a life."""
+"""Events of a life without a further attempt."""
 
 DEPLOYMENT: Final = "dep_eu1"
 COMMAND: Final = "sync-data"
@@ -51,6 +54,10 @@ class Written(NamedTuple):
     status: CommandStatus
 
 
+Life: TypeAlias = Callable[[str, datetime], tuple[Written, ...]]
+"""Gives the writes of a command that is created at an instant."""
+
+
 def command_id(number: int) -> str:
     """Give the id of a numbered command, as long as the registry's own, and ordered before all of those.
 
@@ -61,18 +68,33 @@ def command_id(number: int) -> str:
 
 def life(command: str, at: datetime) -> tuple[Written, Written, Written]:
     """Give the three writes of a command that is created at an instant, and done two seconds later."""
+    created = _created(command, at)
+    return created, *_done(created, at)
+
+
+def retried_life(command: str, at: datetime) -> tuple[Written, Written, Written, Written]:
+    """Give the same, with one attempt more before it is dispatched."""
+    created = _created(command, at)
+    retried = _next(created, decider.increment_attempt, at)
+    return created, retried, *_done(retried, at)
+
+
+def _created(command: str, at: datetime) -> Written:
     call = NewCommand(
         deployment_id=DEPLOYMENT, command_name=COMMAND, deadline=at + LEASE, request_size_bytes=REQUEST_SIZE
     )
     deployment = running(DEPLOYMENT, FixedDeployments().get(DEPLOYMENT))
     event = decider.create(command, call, deployment, resolve(deployment, None).target, at)
-    created = _written(command, None, event, at)
-    dispatched = _next(created, decider.mark_dispatched(at + _SECOND), at + _SECOND)
+    return _written(command, None, event, at)
+
+
+def _done(before: Written, at: datetime) -> tuple[Written, Written]:
+    dispatched = _next(before, decider.mark_dispatched(at + _SECOND), at + _SECOND)
     result = StateUpdate(state=CommandState.SUCCEEDED, completed_at=at + 2 * _SECOND, response_size_bytes=RESPONSE_SIZE)
-    return created, dispatched, _next(dispatched, decider.complete(result), at + 2 * _SECOND)
+    return dispatched, _next(dispatched, decider.complete(result), at + 2 * _SECOND)
 
 
-def _next(before: Written, decide: Decide[bool], at: datetime) -> Written:
+def _next(before: Written, decide: Decide[bool] | Decide[int], at: datetime) -> Written:
     [event] = decide(before.status).events
     return _written(before.event.stream_id, before, event, at)
 

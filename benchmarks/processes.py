@@ -18,6 +18,7 @@ __all__ = ["Ended", "run", "run_client"]
 
 _POLL: Final = 0.05  # seconds
 _PATIENCE: Final = 120.0  # seconds, beyond what the job itself takes
+_COMMANDS_A_SECOND: Final = 1_000  # a client that reads the whole log gets through no fewer
 _MOST_TOLD: Final = 2_000  # characters of what a program that failed has said
 
 
@@ -37,7 +38,8 @@ def run_client(module: str, job: Job) -> Sample:
     """
     command = [sys.executable, "-m", f"benchmarks.{module}"]
     environment = libpq_environment(job.dsn)  # for a client that takes no DSN, but its parts
-    ended = run(command, environment, job.warm_up + job.seconds, told=job.model_dump_json())
+    seconds = job.warm_up + job.seconds + job.commands / _COMMANDS_A_SECOND
+    ended = run(command, environment, seconds, told=job.model_dump_json())
     sample = Sample.model_validate_json(ended.output)
     if not sample.work:
         raise BenchmarkError(f"{module} completed no call in {job.seconds:g} s: give it more --seconds")
@@ -45,7 +47,7 @@ def run_client(module: str, job: Job) -> Sample:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], seconds: float, told: str = "") -> Ended:
-    """Run a program that should take so many seconds.
+    """Run a program that should take so many seconds at most.
 
     It has a process group of its own, so that a Ctrl-C reaches us alone; and we end it, whatever happens.
 
@@ -88,7 +90,7 @@ def _follow(process: subprocess.Popen[str], told: str, deadline: float) -> tuple
             if time.monotonic() > deadline:
                 raise
             pending = None  # it is being written
-            peak = peak_memory(process.pid) or peak
+            peak = max(peak or 0, peak_memory(process.pid) or 0) or None  # what it started may end before it
         else:
             return output, errors, peak
 

@@ -17,8 +17,15 @@ DROP_ROLE: Final[LiteralString] = "DROP ROLE IF EXISTS {role}"
 
 # The columns that are left out, of the place in the log, are the server's to fill, as in an append.
 COPY: Final[LiteralString] = "COPY {table} ({columns}) FROM STDIN"
+# In the order in which a rebuild reads.
+COPY_OUT: Final[LiteralString] = """
+    COPY (SELECT {columns} FROM ONLY {table} ORDER BY stream_id, version) TO STDOUT
+"""
 LAZY_COMMITS: Final[LiteralString] = "SET synchronous_commit = off"
 VACUUM: Final[LiteralString] = "VACUUM (ANALYZE) {table}"
+
+# A read model's table, with the view that shows it.
+DROP_TABLE: Final[LiteralString] = "DROP TABLE IF EXISTS {table} CASCADE"
 
 SETTING: Final[LiteralString] = "SELECT pg_catalog.current_setting(%s)"
 

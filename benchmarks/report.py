@@ -57,7 +57,8 @@ def _parts(results: Results, machine: Machine, pace: Pace, *, wide: bool) -> Ite
     yield _machine(machine)
     yield Text(
         f"Medians of {pace.rounds} interleaved rounds of {pace.seconds:g} s, after {pace.warm_up:g} s of warm-up; in "
-        "brackets the least and the most.",
+        "brackets the least and the most. (A rebuild takes as long as it takes; those in logs of growing size are "
+        "measured once.)",
         "dim",
     )
     if pace.quick:
@@ -136,7 +137,7 @@ def _ratios(ratios: Iterable[Ratio], *, quick: bool) -> Table:
 
 def _judged(ratio: Ratio) -> Text:
     if not ratio.complete:
-        return Text(f"over {ratio.over}: the others were left out", "yellow")
+        return Text(f"{ratio.contender} over {ratio.over}: others were left out", "yellow")
     return Text("met", "green") if ratio.met else Text("MISSED", "bold red")
 
 
@@ -169,8 +170,8 @@ def _audits(results: Results) -> Iterator[Text]:
         events = sum(audit.events for audit in results.audits)
         databases = "1 database" if len(results.audits) == 1 else f"{len(results.audits)} databases"
         yield Text(f"Verified: {events:,} events in {databases} that the registry wrote")
-    growing = [each for each, _ in results.measured() if each.group is Group.GROWTH and each.writes]
-    if not_verified := [each.title for each in growing if not each.audited]:
+    appended = [each for each, _ in results.measured() if each.appends]
+    if not_verified := [each.title for each in appended if not each.audited]:
         yield Text(f"Not verified, for their length: {'; '.join(not_verified)}")
     for audit in results.audits:
         for problem in audit.problems[:_PROBLEMS]:

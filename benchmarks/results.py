@@ -25,10 +25,12 @@ class Figure(NamedTuple):
 class Ratio(NamedTuple):
     """A ratio of medians, and what it came to in the worst and in the best round.
 
-    `over`: whose figure is below. `complete`: it is the best of all that it could be, and none of them was left out.
+    `contender`, `over`: whose figures are above and below. `complete`: both are the best of all that they could be, and
+    none of those was left out.
     """
 
     target: Target
+    contender: str
     over: str
     complete: bool
     value: float
@@ -93,19 +95,24 @@ class Results:
 
     def _ratio(self, target: Target) -> Ratio | None:
         rates = {name: [sample.rate for sample in samples] for name, samples in self.samples.items() if samples}
-        known = [name for name in target.over if name in rates]
-        if target.contender not in rates or not known:
+        sides = [[name for name in names if name in rates] for names in (target.contenders, target.over)]
+        if not all(sides):
             return None
-        best = max(known, key=lambda name: median(rates[name]))
-        by_round = [above / below for above, below in zip(rates[target.contender], rates[best], strict=False)]
-        value = median(rates[target.contender]) / median(rates[best])
-        return Ratio(target, best, len(known) == len(target.over), value, min(by_round), max(by_round))
+        contender, over = (max(known, key=lambda name: median(rates[name])) for known in sides)
+        by_round = [above / below for above, below in zip(rates[contender], rates[over], strict=False)]
+        value = median(rates[contender]) / median(rates[over])
+        complete = sides == [list(target.contenders), list(target.over)]
+        return Ratio(target, contender, over, complete, value, min(by_round), max(by_round))
 
 
 def figure(samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> Figure | None:
     """Give the median of a value over the rounds, if it could be had in each of them."""
     values = [known for sample in samples if (known := value(sample)) is not None]
     return Figure(median(values), min(values), max(values)) if values else None
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def _per_thousand(seconds: float | None, sample: Sample) -> float | None:
@@ -115,8 +122,8 @@ def _per_thousand(seconds: float | None, sample: Sample) -> float | None:
 
 FIGURES: Mapping[str, Callable[[Sample], float | None]] = {
     "rate": lambda sample: sample.rate,
-    "p50_ms": lambda sample: sample.p50 * 1000,
-    "p99_ms": lambda sample: sample.p99 * 1000,
+    "p50_ms": lambda sample: _milliseconds(sample.p50),
+    "p99_ms": lambda sample: _milliseconds(sample.p99),
     "client_cpu_s_per_1000": lambda sample: _per_thousand(sample.client_cpu, sample),
     "server_cpu_s_per_1000": lambda sample: _per_thousand(sample.server_cpu, sample),
     "peak_memory_mib": lambda sample: None if sample.peak_memory is None else sample.peak_memory / 2**20,

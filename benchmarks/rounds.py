@@ -5,9 +5,11 @@ Why it is done so:
 * Interleaved, every other round in reverse. What the machine does meanwhile befalls all contenders alike.
 * A database of its own for every measurement, as a copy of one and the same small log. In a shared one, or one that is
   kept from round to round, the later a contender comes, the larger its tables and the more the dead rows and the
-  autovacuum that others left behind. (The largest log is kept: to copy it takes long, a measurement hardly changes it.)
+  autovacuum that others left behind. (The large logs are kept: to copy one takes long, a measurement hardly changes it;
+  and a read model that was built is dropped with its bookkeeping, so that the next one is built from nothing.)
 * A checkpoint before every measurement. So none falls into one (they are due every five minutes), nobody writes out
   what another one left in memory, and everybody's first change of a page costs a full image of it in the WAL.
+* A rebuild is measured to its end, however long that takes; those that show how it grows are measured once.
 * The copies are dropped before the next measurement, and the prepared logs vacuumed and analysed, so that the server
   has nothing of its own to do; so is the one that is kept, after each measurement that wrote to it.
 """
@@ -32,6 +34,7 @@ __all__ = ["estimate", "play"]
 _OVERHEAD: Final = 0.8  # seconds, to copy, start, drop
 _AUDITING: Final = 1.0  # seconds
 _LOADING: Final = 20_000  # commands a second
+_REBUILDING: Final = 10_000  # commands a second
 
 _SIZED: Final = "asyncio-64"
 """Whose database tells of the size on disk."""
@@ -40,7 +43,7 @@ _SIZED: Final = "asyncio-64"
 def estimate(contenders: Sequence[Contender], pace: Pace) -> float:
     """Guess how many seconds a run takes."""
     loading = sum(_loading(size, pace) for size in _sizes(contenders))
-    return loading + pace.rounds * sum(_measuring(contender, pace) for contender in contenders)
+    return loading + sum(_measuring(each, pace) * (1 if each.once else pace.rounds) for each in contenders)
 
 
 def _sizes(contenders: Sequence[Contender]) -> list[str]:
@@ -48,11 +51,12 @@ def _sizes(contenders: Sequence[Contender]) -> list[str]:
 
 
 def _loading(size: str, pace: Pace) -> float:
-    return 1.0 + pace.sizes[size] / _LOADING
+    return 1.0 + pace.sizes[size].commands / _LOADING
 
 
 def _measuring(contender: Contender, pace: Pace) -> float:
-    return pace.seconds + pace.warm_up + _OVERHEAD + (_AUDITING if contender.audited else 0.0)
+    seconds = pace.seconds + pace.warm_up + _OVERHEAD + (_AUDITING if contender.audited else 0.0)
+    return seconds + (pace.sizes[contender.size].commands / _REBUILDING if contender.load == "rebuild" else 0.0)
 
 
 def play(server: Server, contenders: Sequence[Contender], pace: Pace, progress: Progress) -> Results:
@@ -63,10 +67,13 @@ def play(server: Server, contenders: Sequence[Contender], pace: Pace, progress: 
     """
     run = _Run(server, pace, Results(contenders))
     for size in _sizes(contenders):
-        with progress.step("preparing", f"a log of {pace.sizes[size]:,} commands", _loading(size, pace)) as advance:
+        with progress.step(
+            "preparing", f"a log of {pace.sizes[size].commands:,} commands", _loading(size, pace)
+        ) as advance:
             run.prepare(size, advance)
     for number in range(pace.rounds):
-        for contender in contenders if number % 2 == 0 else reversed(contenders):
+        taking_part = [each for each in contenders if number == 0 or not each.once]
+        for contender in taking_part if number % 2 == 0 else reversed(taking_part):
             phase = f"round {number + 1} of {pace.rounds}"
             with progress.step(phase, contender.title, _measuring(contender, pace)):
                 run.measure(contender, last=number == pace.rounds - 1)
@@ -79,9 +86,9 @@ class _Run:
         self._prepared: dict[str, str] = {}
 
     def prepare(self, size: str, progress: Callable[[float], None]) -> None:
-        commands = self._pace.sizes[size]
+        log = self._pace.sizes[size]
         database = self._prepared[size] = self._server.create_registry()
-        load(self._server.dsn(database), commands, lambda made: progress(made / commands))
+        load(self._server.dsn(database), log.commands, lambda made: progress(made / log.commands), log.lived)
 
     def measure(self, contender: Contender, *, last: bool) -> None:
         with self._database(contender) as database:
@@ -121,7 +128,7 @@ class _Run:
 
     def _before(self, contender: Contender) -> int:
         """Give how many commands a contender finds."""
-        return 0 if contender.place is Place.EMPTY else self._pace.sizes[contender.size]
+        return 0 if contender.place is Place.EMPTY else self._pace.sizes[contender.size].commands
 
 
 def _audit(contender: Contender, dsn: str, commands: int, sample: Sample) -> Audit:

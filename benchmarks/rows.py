@@ -2,28 +2,29 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final, LiteralString, NamedTuple
 
 from psycopg.sql import SQL, Composed, Identifier
 
 from benchmarks import queries
-from benchmarks.life import command_id, life
+from benchmarks.life import Life, command_id, life
 from eventstore.event import StreamEvent
 from eventstore.hashing import GENESIS_HASH, event_hash
 from registry.command_status import COMMAND_STATUS
 
-__all__ = ["COPY_EVENTS", "COPY_STATUSES", "VACUUM", "Batch", "batch"]
+__all__ = ["COPY_EVENTS", "COPY_EVENTS_OUT", "COPY_STATUSES", "VACUUM", "Batch", "batch"]
 
 _EVENTS: Final = Identifier("command_registry", "events")
 _EVENT_COLUMNS: Final = ("stream_id", "version", "type", "schema_version", "occurred_at", "data", "metadata", "hash")
 
 
-def _copy(table: Identifier, columns: Iterable[str]) -> Composed:
-    return SQL(queries.COPY).format(table=table, columns=SQL(", ").join(map(Identifier, columns)))
+def _copy(statement: LiteralString, table: Identifier, columns: Iterable[str]) -> Composed:
+    return SQL(statement).format(table=table, columns=SQL(", ").join(map(Identifier, columns)))
 
 
-COPY_EVENTS: Final = _copy(_EVENTS, _EVENT_COLUMNS)
-COPY_STATUSES: Final = _copy(COMMAND_STATUS.identifier, COMMAND_STATUS.projection.columns)
+COPY_EVENTS: Final = _copy(queries.COPY, _EVENTS, _EVENT_COLUMNS)
+COPY_EVENTS_OUT: Final = _copy(queries.COPY_OUT, _EVENTS, _EVENT_COLUMNS)
+COPY_STATUSES: Final = _copy(queries.COPY, COMMAND_STATUS.identifier, COMMAND_STATUS.projection.columns)
 VACUUM: Final = tuple(SQL(queries.VACUUM).format(table=table) for table in (_EVENTS, COMMAND_STATUS.identifier))
 
 
@@ -35,14 +36,14 @@ class Batch(NamedTuple):
     statuses: bytes
 
 
-def batch(numbers: range) -> Batch:
-    """Make numbered commands, all created now.
+def batch(numbers: range, lived: Life = life) -> Batch:
+    """Make numbered commands that have `lived`, all created now.
 
     One of them is made by the registry's own code. The others differ from it in their id alone, so its texts serve
     them, too; what is made for each is the chain of hashes.
     """
     sample = command_id(numbers.start)
-    writes = life(sample, datetime.now(UTC))
+    writes = lived(sample, datetime.now(UTC))
     events = [write.event for write in writes]
     statuses = _line(COMMAND_STATUS.projection.row(writes[-1].status))
     ids = [command_id(number) for number in numbers]

@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -33,18 +33,18 @@ class Job(BaseModel):
 
 
 class Sample(BaseModel):
-    """What came of one measurement. Times in seconds; `p50` and `p99` are of a call.
+    """What came of one measurement. Times in seconds; `p50` and `p99` are of a call, None where there are none.
 
-    `work`: events that were committed in the window, or statuses that were read. `server_cpu` and `peak_memory` (bytes,
-    of the client) are None where they cannot be had.
+    `work`: events that were committed, read or folded in the window, or statuses that were read. `server_cpu` and
+    `peak_memory` (bytes, of the client) are None where they cannot be had.
     """
 
     model_config = ConfigDict(frozen=True)
 
     work: int
     seconds: float
-    p50: float
-    p99: float
+    p50: float | None
+    p99: float | None
     client_cpu: float
     server_cpu: float | None
     peak_memory: int | None = None
@@ -78,6 +78,14 @@ class Window:
         server = self._server_cpu()
         self._begin = _Moment(len(self._latencies), time.perf_counter(), _own_cpu(), server)
 
+    def repeat(self, call: Callable[[], object], seconds: float) -> None:
+        """Call until so many seconds have passed, once at least, and note each call."""
+        began = time.perf_counter()
+        end = began + seconds
+        while began < end:
+            call()
+            began = self.note(began)
+
     def end(self, work_per_call: int = 1) -> Sample:
         """Count no further, and let the callers come to their end."""
         now = _Moment(len(self._latencies), time.perf_counter(), _own_cpu(), self._server_cpu())
@@ -87,8 +95,8 @@ class Window:
         return Sample(
             work=len(latencies) * work_per_call,
             seconds=now.time - self._begin.time,
-            p50=percentile(latencies, 50),
-            p99=percentile(latencies, 99),
+            p50=percentile(latencies, 50) if latencies else None,
+            p99=percentile(latencies, 99) if latencies else None,
             client_cpu=now.client_cpu - self._begin.client_cpu,
             server_cpu=None if before is None or after is None else after - before,
         )
@@ -105,8 +113,9 @@ class _Moment(NamedTuple):
 
 
 def _own_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    """Give the CPU seconds of this process, and of those that it started and that have ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
@@ -114,7 +123,7 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0.0
 
 
-def serve(measure: Callable[[Job], Sample]) -> None:
-    """Be a client: read a job from the standard input, write the sample to the standard output."""
+def serve(loads: Mapping[str, Callable[[Job], Sample]]) -> None:
+    """Be a client: read a job from the standard input, do its load, write the sample to the standard output."""
     job = Job.model_validate_json(sys.stdin.buffer.read())
-    sys.stdout.write(measure(job).model_dump_json())
+    sys.stdout.write(loads[job.load](job).model_dump_json())

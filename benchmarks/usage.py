@@ -34,7 +34,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def peak_memory(pid: int) -> int | None:
-    """Give the most memory that a running process has had resident, in bytes.
+    """Give the most memory that a running process, and each that it started, has had resident: the sum, in bytes.
 
     (What getrusage says is of no use: a process begins with the peak of the one that started it.)
     """
@@ -42,7 +42,16 @@ def peak_memory(pid: int) -> int | None:
         lines = (_PROC / str(pid) / "status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return None if own is None else own + sum(peak_memory(child) or 0 for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    """Give the processes that the first thread of a process started."""
+    try:
+        return [int(child) for child in (_PROC / f"{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _all() -> Iterator[_Process]:
