@@ -190,9 +190,9 @@ class EventCodec(Generic[E]):
         event_type = self._by_name.get(event.type)
         if event_type is None or event.schema_version > event_type.schema_version:
             raise UnknownEventType(event.type, event.schema_version)
-        data = orjson.loads(event.data)
         if event.schema_version == event_type.schema_version:
-            return event_type.model.model_validate(data)
+            return event_type.model.model_validate_json(event.data)
+        data = orjson.loads(event.data)
         try:
             for version in range(event.schema_version, event_type.schema_version):
                 data = self._upcasters[event.type, version](data)
