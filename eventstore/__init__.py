@@ -11,6 +11,7 @@ from eventstore.errors import (
     SchemaMismatch,
     Unavailable,
     UnknownEventType,
+    UpcastFailed,
 )
 from eventstore.event import LogPosition, NewEvent, RecordedEvent, StreamEnd, StreamEvent
 from eventstore.memory import AsyncMemoryEventStore, MemoryEventStore
@@ -42,6 +43,7 @@ __all__ = [
     "StreamEvent",
     "Unavailable",
     "UnknownEventType",
+    "UpcastFailed",
     "Upcaster",
     "encode_json",
     "json_text",

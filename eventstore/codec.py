@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import orjson
 from pydantic import BaseModel, JsonValue
 
-from eventstore.errors import EventStoreError, InvalidEvent, UnknownEventType
+from eventstore.errors import InvalidEvent, UnknownEventType, UpcastFailed
 from eventstore.event import NewEvent, StreamEvent
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "MAX_JSON_DEPTH",
     "EventCodec",
     "EventType",
-    "UpcastFailed",
     "Upcaster",
     "encode_json",
     "json_text",
@@ -118,22 +117,6 @@ class EventType(Generic[E]):
     schema_version: int = 1
 
 
-class UpcastFailed(EventStoreError, ValueError):
-    """A stored event that its upcasters did not bring to the schema version in force."""
-
-    def __init__(self, event: StreamEvent, current_version: int, cause: Exception) -> None:
-        """Carry which event it is, as stored, and the schema version that was wanted; `cause`: what went wrong."""
-        self.stream_id = event.stream_id
-        self.version = event.version
-        self.event_type = event.type
-        self.schema_version = event.schema_version
-        self.current_version = current_version
-        super().__init__(
-            f"version {event.version} of stream {event.stream_id!r} ({event.type}) cannot be upcast "
-            f"from schema version {event.schema_version} to {current_version}: {type(cause).__name__}: {cause}"
-        )
-
-
 class EventCodec(Generic[E]):
     """Encodes and decodes the events of one domain.
 
@@ -198,4 +181,5 @@ class EventCodec(Generic[E]):
                 data = self._upcasters[event.type, version](data)
             return event_type.model.model_validate(data)
         except Exception as error:
-            raise UpcastFailed(event, event_type.schema_version, error) from error
+            versions = (event.schema_version, event_type.schema_version)
+            raise UpcastFailed(event.stream_id, event.version, event.type, versions, error) from error

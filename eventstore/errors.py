@@ -4,6 +4,7 @@ EventStoreError
 ├── Conflict                the stream has moved on; read its end and decide again
 ├── InvalidEvent            (ValueError) an event that the log could not keep for ever
 ├── UnknownEventType        (LookupError) a stored event that no registered type reads
+├── UpcastFailed            (ValueError) a stored event that its upcasters did not bring up to date
 ├── InvalidDsn              (ValueError) a connection string that cannot be read
 ├── SchemaMismatch          the database's schema is not the one this code was written for
 └── Unavailable             (ConnectionError) the server could not be reached, or was lost
@@ -19,6 +20,7 @@ __all__ = [
     "SchemaMismatch",
     "Unavailable",
     "UnknownEventType",
+    "UpcastFailed",
 ]
 
 
@@ -58,6 +60,23 @@ class UnknownEventType(EventStoreError, LookupError):
         super().__init__(
             f"no reader for event type {event_type!r}, schema version {schema_version}: "
             "run the version of the software that wrote it, or a later one"
+        )
+
+
+class UpcastFailed(EventStoreError, ValueError):
+    """A stored event that its upcasters did not bring to the schema version in force."""
+
+    def __init__(
+        self, stream_id: str, version: int, event_type: str, versions: tuple[int, int], cause: Exception
+    ) -> None:
+        """Carry which event it is, the schema versions it has and should have had, and what went wrong."""
+        self.stream_id = stream_id
+        self.version = version
+        self.event_type = event_type
+        self.schema_version, self.current_version = versions
+        super().__init__(
+            f"version {version} of stream {stream_id!r} ({event_type}) cannot be upcast "
+            f"from schema version {self.schema_version} to {self.current_version}: {type(cause).__name__}: {cause}"
         )
 
 

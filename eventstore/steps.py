@@ -334,7 +334,8 @@ def _take(connection: Connection[Any], step: Step) -> list[Row]:
     if isinstance(connection, Line) and step.params is not None and isinstance(step.sql, str | bytes):
         return connection.ask(step.sql, step.params)
     cursor = Cursor(connection, row_factory=tuple_row)  # whatever the caller's connection makes
-    cursor.execute(step.sql, step.params, binary=step.params is not None)
+    prepare = False if isinstance(connection, Line) else None  # else psycopg deallocates what the line has prepared
+    cursor.execute(step.sql, step.params, prepare=prepare, binary=step.params is not None)
     return cursor.fetchall() if cursor.description else []
 
 
@@ -402,7 +403,8 @@ async def _atake(connection: AsyncConnection[Any], step: Step) -> list[Row]:
     if isinstance(connection, AsyncLine) and step.params is not None and isinstance(step.sql, str | bytes):
         return await connection.ask(step.sql, step.params)
     cursor = AsyncCursor(connection, row_factory=tuple_row)
-    await cursor.execute(step.sql, step.params, binary=step.params is not None)
+    prepare = False if isinstance(connection, AsyncLine) else None
+    await cursor.execute(step.sql, step.params, prepare=prepare, binary=step.params is not None)
     return await cursor.fetchall() if cursor.description else []
 
 

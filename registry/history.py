@@ -19,8 +19,9 @@ __all__ = ["HistoryEntry", "history_entry", "metadata_text", "moment", "status_a
 class HistoryEntry(Model):
     """One event of a command.
 
-    `occurred_at` is when the caller's process decided it, and is hashed; `recorded_at` is the server's clock. `hash`
-    is in hex.
+    `event` is of the schema version in force, upcast if need be; `schema_version` is the one it is stored with, and
+    `hash` (in hex) is that of what is stored. `occurred_at` is when the caller's process decided it, and is hashed;
+    `recorded_at` is the server's clock.
     """
 
     command_id: str
@@ -52,6 +53,7 @@ def history_entry(recorded: RecordedEvent) -> HistoryEntry:
 
     Raises:
         UnknownEventType: another version of the software wrote it.
+        UpcastFailed: an upcaster could not bring it to the schema version in force.
     """
     metadata = orjson.loads(recorded.metadata)
     return HistoryEntry(

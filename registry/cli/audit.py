@@ -1,6 +1,5 @@
 """The commands that prove: the verification of the whole record, and its export."""
 
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from registry.audit import Report, export_line
 from registry.cli.commands import AUDIT, command
 from registry.cli.invocation import Stop
 from registry.cli.opening import opened
-from registry.cli.options import Debug, Dsn, Json, Pooler
+from registry.cli.options import Debug, Dsn, Json, Pooler, log_position
 from registry.cli.output import facts, print_json, progress, say, stderr
 
-__all__ = ["export", "verify"]
+__all__ = ["export", "tell_waiting", "verify"]
 
 
 @command(
@@ -79,13 +78,6 @@ def _show(report: Report, seconds: float) -> None:
     )
 
 
-def _position(text: str) -> LogPosition:
-    if not re.fullmatch(r"\d{1,18}:\d{1,18}", text, re.ASCII):
-        raise typer.BadParameter(f"{text!r} is not TRANSACTION_ID:POSITION, such as 812:40")
-    transaction_id, _, position = text.partition(":")
-    return LogPosition(int(transaction_id), int(position))
-
-
 @command(
     AUDIT,
     "command-registry export --output log.jsonl",
@@ -100,7 +92,7 @@ def export(
         LogPosition | None,
         typer.Option(
             "--after",
-            parser=_position,
+            parser=log_position,
             metavar="TRANSACTION_ID:POSITION",
             help="Go on after this event: what an earlier export said it ended at.",
         ),
@@ -111,7 +103,8 @@ def export(
 ) -> None:
     """Write the log as JSON, one event a line.
 
-    In the order of the log, with data and metadata to the letter as they are stored and hashed. An event that was
+    In the order of the log, with data and metadata to the letter as they are stored and hashed. Where that is of an
+    older schema version than the one in force, "upcast_to" names the version that history shows. An event that was
     committed beside a transaction which is still open is not given yet: something may come before it. How many those
     are, and where the export ended, is said on stderr.
     """
@@ -124,9 +117,14 @@ def export(
         waiting = registry.database.run(doctor.held_back())
     place = "" if last == LOG_START else f"; to go on later: --after {last.transaction_id}:{last.position}"
     stderr().print(f"{lines} events exported{place}", soft_wrap=True)
-    if waiting:
+    tell_waiting(waiting)
+
+
+def tell_waiting(events: int) -> None:
+    """Tell somebody who has read to the end of the log how many events are committed and not given yet."""
+    if events:
         stderr().print(
-            f"{waiting} more wait for an open transaction (command-registry doctor names it): not given yet",
+            f"{events} more wait for an open transaction (command-registry doctor names it): not given yet",
             soft_wrap=True,
         )
 

@@ -23,7 +23,7 @@ from registry.lifecycle import TRANSITIONS, CommandState
 __all__ = ["describe", "one_line", "user_name", "without_secrets"]
 
 HIDDEN: Final = "***"
-_READING: Final = frozenset({"status", "history", "export", "verify", "doctor"})
+_READING: Final = frozenset({"status", "history", "export", "tail", "verify", "doctor"})
 _SHORTEST_SECRET: Final = 3
 
 

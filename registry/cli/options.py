@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -12,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import JsonValue
 
 from eventstore import database
+from eventstore.event import LogPosition
 from registry.cli.errors import user_name
 from registry.cli.invocation import Invocation
 from registry.errors import InvalidCommand
@@ -41,11 +43,14 @@ __all__ = [
     "RootDebug",
     "RootDsn",
     "RootPooler",
+    "Start",
+    "StartAt",
     "State",
     "Traceparent",
     "context",
     "deployment_directory",
     "given_connection",
+    "log_position",
     "now",
 ]
 
@@ -71,18 +76,61 @@ def _instant(text: str) -> datetime:
         raise typer.BadParameter(f"{text!r} {error.problem}") from None
 
 
-def _deadline(text: str) -> datetime:
+def _duration(text: str) -> timedelta | None:
+    """Read a duration such as 30m or 1d12h; None when it is none.
+
+    Raises:
+        OverflowError: it is longer than any.
+    """
     if not _DURATION.fullmatch(text):
-        try:
-            return _instant(text)
-        except typer.BadParameter:
-            raise typer.BadParameter(
-                f"{text!r} is neither an instant such as 2026-11-24T10:00:00Z nor a duration such as 30m, 2h or 1d12h"
-            ) from None
+        return None
+    return sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text)), timedelta())
+
+
+def _deadline(text: str) -> datetime:
     try:
-        return now() + sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text)), timedelta())
+        duration = _duration(text)
+        return _instant(text) if duration is None else now() + duration
     except OverflowError:
         raise typer.BadParameter(f"{text!r} from now is after the year 9999") from None
+    except typer.BadParameter:
+        raise typer.BadParameter(
+            f"{text!r} is neither an instant such as 2026-11-24T10:00:00Z nor a duration such as 30m, 2h or 1d12h"
+        ) from None
+
+
+def log_position(text: str) -> LogPosition:
+    """Read a place in the log, written as TRANSACTION_ID:POSITION.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if not re.fullmatch(r"\d{1,18}:\d{1,18}", text, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not TRANSACTION_ID:POSITION, such as 812:40")
+    transaction_id, _, position = text.partition(":")
+    return LogPosition(int(transaction_id), int(position))
+
+
+Start: TypeAlias = LogPosition | datetime | Literal["now"]
+"""Where reading the log begins: after an event, with what was recorded since an instant, or with what is to come."""
+
+
+def _start(text: str) -> Start:
+    if text == "now":
+        return "now"
+    try:
+        duration = _duration(text)
+        if duration is not None:
+            return now() - duration
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} ago is before the year 1") from None
+    for parse in (log_position, _instant):
+        with suppress(typer.BadParameter):
+            return parse(text)
+    raise typer.BadParameter(
+        f"{text!r} is none of: TRANSACTION_ID:POSITION, such as 812:40; now; an instant, such as 2026-11-24T10:00:00Z; "
+        "a duration, such as 15m (ago)"
+    )
 
 
 def _state(text: str) -> CommandState:
@@ -267,6 +315,16 @@ Deadline: TypeAlias = Annotated[
         parser=_deadline,
         metavar="INSTANT|DURATION",
         help="When it expires: 2026-11-24T10:00:00Z, or 30m, 2h, 1d12h from now. Default: never.",
+    ),
+]
+StartAt: TypeAlias = Annotated[
+    Any,
+    typer.Option(
+        "--from",
+        parser=_start,
+        metavar="PLACE|now|TIME",
+        help="Where to begin: after an event, such as 812:40; with what is to come; or with what was recorded since "
+        "2026-11-24T10:00:00Z, or for 15m. Default: 0:0, the start of the log; with --follow, now.",
     ),
 ]
 RequestSize: TypeAlias = Annotated[

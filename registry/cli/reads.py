@@ -19,7 +19,7 @@ from registry.lifecycle import CommandState
 from registry.models import CommandStatus
 from registry.protocol import CommandRegistry
 
-__all__ = ["history", "show_history", "show_status", "state_text", "status"]
+__all__ = ["by_whom", "history", "show_history", "show_status", "state_text", "status", "what_happened"]
 
 _STYLES = {
     CommandState.PENDING_UPLOAD: "yellow",
@@ -131,7 +131,10 @@ def show_history(entries: list[HistoryEntry]) -> None:
     say(("history of ", "bold"), entries[0].command_id)
     table(
         ["version", "occurred at", "event", "by", "what"],
-        [[str(entry.version), instant(entry.occurred_at), entry.type, _by(entry), _what(entry)] for entry in entries],
+        [
+            [str(entry.version), instant(entry.occurred_at), entry.type, by_whom(entry), what_happened(entry)]
+            for entry in entries
+        ],
         unbroken=3,
     )
 
@@ -141,12 +144,14 @@ def state_text(state: CommandState) -> Text:
     return Text(state, style=_STYLES[state])
 
 
-def _by(entry: HistoryEntry) -> str:
+def by_whom(entry: HistoryEntry) -> str:
+    """Say who did it, and in the course of which request."""
     request = entry.context.request_id
     return (entry.context.actor or "-") + ("" if request is None else f" ({request})")
 
 
-def _what(entry: HistoryEntry) -> Text:
+def what_happened(entry: HistoryEntry) -> Text:
+    """Say what an event changed."""
     match entry.event:
         case CommandCreated() as event:
             return Text.assemble(event.command, " for ", event.deployment_id, ", ", state_text(event.state))
