@@ -16,8 +16,8 @@ from eventstore.errors import Unavailable
 from eventstore.event import LogPosition
 from eventstore.steps import Plan
 from projections import rebuild, status
-from projections.errors import Fenced, PoisonEvent
-from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, release
+from projections.errors import AlreadyRunning, Fenced, PoisonEvent, ProjectionError
+from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, note, release
 from projections.rebuild import Progress, Verify
 from projections.table import Table
 from projections.workers import Workers
@@ -29,7 +29,11 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("command_registry")
 
 _TROUBLE: Final = (Fenced, PoisonEvent, Unavailable, psycopg.Error)
-_POLL: Final = 0.2
+_LOOK: Final = 10.0
+"""How long a look at the log may take, in seconds: with a server that is away, closing takes as long."""
+
+_POLL: Final = 0.2  # seconds
+_GRACE: Final = 0.5  # seconds
 
 
 class _Tail:
@@ -39,10 +43,14 @@ class _Tail:
         self.follower = Follower(table, owner, lease_seconds)
         self._pace = Pace()
         self._told = ""
+        self._trouble: Exception | None = None
 
     def plan(self) -> Plan[Followed]:
-        """Give the plan of the next look."""
-        return status.follow_if_needed(self.follower)
+        """Look at the log once; but first note what went wrong the last time, unless it is noted."""
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            yield from note(self.follower, trouble)
+        return (yield from status.follow_if_needed(self.follower))
 
     def went(self, followed: Followed) -> float:
         """Give the pause after a look, in seconds."""
@@ -54,6 +62,8 @@ class _Tail:
         if not isinstance(error, Fenced) and str(error) != self._told:
             self._told = str(error)
             _log.error("projector of %s: %s", self.follower.table.full_name, error)
+            self._trouble = None if isinstance(error, PoisonEvent | Unavailable) else error
+        self.follower.struggled()
         return self._pace.trouble()
 
 
@@ -101,13 +111,11 @@ class Projector:
         pause = 0.0
         while not self._ends.wait(pause):
             try:
-                pause = tail.went(self._database.run(tail.plan()))
-            except _TROUBLE as error:
-                pause = tail.failed(error)
-            except Exception as error:  # a row() that raises, say: it is this table's trouble alone
+                pause = tail.went(self._database.run(tail.plan(), timeout=_LOOK))
+            except Exception as error:  # whatever it is: it is this table's trouble alone
                 pause = tail.failed(error)
         with suppress(*_TROUBLE):
-            self._database.run(release(tail.follower))
+            self._database.run(release(tail.follower), timeout=tail.follower.lease_seconds)
 
     def wait_until(self, position: LogPosition | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Wait until all its tables, whoever leads them, have come to a position of the log (None: where it ends now).
@@ -151,14 +159,14 @@ class AsyncProjector:
         pause = 0.0
         while not self._ends.is_set():
             try:
-                pause = tail.went(await self._database.run(tail.plan()))
+                pause = tail.went(await self._database.run(tail.plan(), timeout=_LOOK))
             except Exception as error:  # whatever it is: it is this table's trouble alone
                 pause = tail.failed(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._ends.wait()
         with suppress(*_TROUBLE):
-            await self._database.run(release(tail.follower))
+            await self._database.run(release(tail.follower), timeout=tail.follower.lease_seconds)
 
     async def wait_until(self, position: LogPosition | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         """As `Projector.wait_until`."""
@@ -210,7 +218,6 @@ def rebuild_table(
     database: Database,
     table: Table[Any],
     *,
-    dsn: str | None = None,  # noqa: ARG001
     workers: int = 1,
     verify: Verify = "sample",
     switch: bool = True,
@@ -225,7 +232,7 @@ def rebuild_table(
     long to wait, at the end, for transactions that were open at the switch.
 
     Raises:
-        AlreadyRunning: somebody else is at it.
+        AlreadyRunning: somebody else is at it, and alive.
         PoisonEvent: an event cannot be folded.
         NotEqual: what was built is not what the log says; it is not put in force.
         ProjectionError: a worker failed, or the table cannot be built.
@@ -234,12 +241,13 @@ def rebuild_table(
     build, rebuilt, began = _Build(database, table, told), Rebuilt(), time.monotonic()
     follower = build.follower
     try:
-        rebuilt.in_place = build.run(rebuild.begin(follower, restart=restart))
         with build.keeping_the_lease():
+            rebuilt.in_place = _begin(build, restart=restart)
             rebuilt.events = _fill(build, workers)
             build.run(rebuild.finish_bulk(follower, in_place=rebuilt.in_place))
             build.tell()
             build.run(rebuild.catch_up(follower))
+            build.tell()
             rebuilt.compared = build.run(rebuild.check_equal(follower, verify))
             build.run(rebuild.catch_up(follower))
             build.run(rebuild.built(follower))
@@ -254,26 +262,48 @@ def rebuild_table(
     return rebuilt
 
 
+def _begin(build: _Build, *, restart: bool) -> bool:
+    """Begin; after waiting for the lease of one who may have been killed, and of whom nobody knows yet."""
+    end = time.monotonic() + build.follower.lease_seconds + _GRACE
+    while True:
+        try:
+            return build.run(rebuild.begin(build.follower, restart=restart))
+        except AlreadyRunning:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_POLL)
+
+
 def _fill(build: _Build, workers: int) -> int:
     if build.follower.phase != "bulk":
         return 0
-    total = 0
-    if workers > 1:
-        with Workers(build.database, build.follower, workers) as working:
+    total = _fill_by_workers(build, workers) if workers > 1 else 0
+    while True:
+        while (events := build.run(rebuild.fill_chunk(build.follower))) is not None:
+            total += events
+            build.tell()
+        if not build.run(rebuild.left_over(build.follower)):
+            return total
+
+
+def _fill_by_workers(build: _Build, workers: int) -> int:
+    working = Workers(build.database, build.follower, workers)
+    try:
+        with working:
             while working.busy(_POLL):
                 build.tell()
-            total += working.events
-    while (events := build.run(rebuild.fill_chunk(build.follower))) is not None:
-        total += events
-        build.tell()
-    return total
+    except ProjectionError as error:  # noted by the worker, too; but another one's success may have wiped that out
+        build.run(rebuild.note_error(build.follower, error))
+        raise
+    return working.events
 
 
 def _switch(build: _Build, drain_seconds: float) -> bool:
     projection = build.table.projection
     switched = build.run(rebuild.switch(projection.name, projection.version))
     end = time.monotonic() + drain_seconds
-    while not build.run(rebuild.drained(build.follower, switched)):
+    drain = rebuild.Drain(build.follower, switched)
+    while not build.run(drain.plan()):
         build.tell()
         if time.monotonic() > end:
             return False

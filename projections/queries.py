@@ -136,7 +136,7 @@ RELEASE: Final[LiteralString] = """
 
 OWNER: Final[LiteralString] = "SELECT owner FROM command_registry.projectors WHERE name = %s AND version = %s"
 
-# Go on to a place in the log, and keep the lease; no row: somebody else has it.
+# Go on from one place in the log to another, and keep the lease; no row: somebody else has it, or we are elsewhere.
 ADVANCE: Final[LiteralString] = """
     UPDATE command_registry.projectors SET
         transaction_id = %s::text::xid8,
@@ -149,8 +149,16 @@ ADVANCE: Final[LiteralString] = """
     WHERE name = %s
         AND version = %s
         AND token = %s
+        AND transaction_id = %s::text::xid8
+        AND position = %s
     RETURNING token
 """
+
+# Both or neither, in one statement: whoever is stopped or cut off in between leaves no transaction open, which would
+# keep the lease, and hold back every reader of the log.
+ADVANCE_AND_WRITE: Final[LiteralString] = "WITH kept AS ({advance}), written AS ({upsert}) SELECT token FROM kept"
+
+IF_KEPT: Final[LiteralString] = "WHERE EXISTS (SELECT FROM kept) "
 
 NOTE_ERROR: Final[LiteralString] = """
     UPDATE command_registry.projectors SET last_error = %s, updated_at = clock_timestamp()
@@ -338,6 +346,17 @@ KEPT_VIEW: Final[LiteralString] = """
 
 OLDEST_RUNNING: Final[LiteralString] = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 
+# The last event after a transaction that may have been filed by an older one, under that of the event before it in its
+# stream. (xmin is its own, or a subtransaction's.)
+LAST_OF_OLDER: Final[LiteralString] = """
+    SELECT transaction_id::text, position
+    FROM ONLY command_registry.events AS stored
+    WHERE stored.transaction_id > %s::text::xid8
+        AND stored.transaction_id::xid <> stored.xmin
+    ORDER BY stored.transaction_id DESC, stored.position DESC
+    LIMIT 1
+"""
+
 ANALYZE: Final[LiteralString] = "ANALYZE {table}"
 
 DROP_TABLE: Final[LiteralString] = "DROP TABLE IF EXISTS {table}"
@@ -417,8 +436,24 @@ LAG: Final[LiteralString] = """
 """
 
 PLACES: Final[LiteralString] = """
-    SELECT name, version, transaction_id::text, position, owner, last_error
-    FROM command_registry.projectors
+    SELECT
+        name,
+        version,
+        transaction_id::text,
+        position,
+        CASE WHEN lease_until >= clock_timestamp() THEN owner END,
+        last_error,
+        CASE
+            WHEN inline
+                AND ARRAY[version] = (
+                    SELECT array_agg(built.version)
+                    FROM command_registry.projections AS built
+                    WHERE built.name = projector.name
+                )
+            THEN 'inline'
+            ELSE phase
+        END
+    FROM command_registry.projectors AS projector
     WHERE (name, version) IN (SELECT * FROM unnest(%s::text[], %s::int[]))
 """
 

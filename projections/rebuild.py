@@ -11,37 +11,42 @@ A projection whose rows gather several streams has no bulk: it is followed from 
 A table that is in force already is repaired in place in the same way: each row is written anew, unless it is newer.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
 
 from eventstore import plans as log
 from eventstore import queries as log_queries
-from eventstore.event import MAX_STREAM_VERSION, LogPosition
-from eventstore.steps import Plan, Step
+from eventstore.event import MAX_STREAM_VERSION, LogPosition, StreamEvent
+from eventstore.protocol import LOG_START
+from eventstore.steps import Blocked, Plan, Refused, Step
 from projections import queries
-from projections.errors import Fenced, NotEqual, PoisonEvent, ProjectionError, UnknownProjection
+from projections.errors import Fenced, NotEqual, PoisonEvent, ProjectionError, StillUsed, UnknownProjection
+from projections.plans import read_rows
 from projections.projection import StreamProjection
 from projections.projector import Follower, follow, lease, must_lead, new_owner, release
 from projections.table import SCHEMA, Table
 from projections.verification import compare
 
 __all__ = [
+    "Drain",
     "Progress",
     "Verify",
     "begin",
     "built",
     "catch_up",
     "check_equal",
-    "drained",
     "end",
     "fill_chunk",
     "finish_bulk",
     "in_force",
     "in_transaction",
+    "left_over",
     "migrate",
+    "note_error",
     "progress",
     "put_in_force_if_first",
     "switch",
@@ -60,6 +65,9 @@ SAMPLED_FOR_BORDER: Final = 100
 
 PAGE: Final = 2_000
 """Events read at once: at most some hundred MB, were each as large as can be."""
+
+_ATTEMPTS: Final = 10
+"""How often a switch asks for the view while somebody reads it, two seconds each time."""
 
 
 class Progress(NamedTuple):
@@ -87,36 +95,37 @@ def begin(follower: Follower[Any], *, restart: bool = False) -> Plan[bool]:
     yield from in_transaction(_statements(table.create()))
     yield Step(queries.ENROL, (*follower.place, follower.table.inline, "bulk"))
     yield from must_lead(follower)
-    if in_place and not isinstance(table.projection, StreamProjection):
-        raise ProjectionError(
-            f"{table.full_name} is whole, and its rows gather several streams, so it cannot be built anew in place: "
-            "give the projection its next version, and build that"
-        )
-    unfinished = exists and follower.phase in {"bulk", "catch-up", "verify"} and not restart
+    unfinished = exists and follower.phase in {"bulk", "catch-up", "verify", "built"} and not restart
     [(_, chunks)] = yield Step(queries.UNFINISHED_CHUNKS, follower.place)
     if unfinished and (chunks or follower.phase != "bulk"):
         yield Step(queries.RELEASE_CHUNKS, follower.place)
         yield from _enter(follower, follower.phase)  # from now on its rate counts
         return in_place
+    if in_place and not isinstance(table.projection, StreamProjection):
+        raise ProjectionError(
+            f"{table.full_name} is whole, and its rows gather several streams, so it cannot be built anew in place: "
+            "give the projection its next version, and build that"
+        )
+    # In this order: whoever finds a bulk without chunks, after a kill, begins anew.
     yield Step(queries.FORGET_CHUNKS, follower.place)
-    if not in_place:
-        yield Step(table.truncate(), None)
-    yield from _plan_chunks(follower)
-    if in_place:
-        yield Step(table.delete_unfounded(), None)
+    [(events,)] = yield Step(log_queries.ESTIMATE_EVENTS)
+    yield from _begin_bulk(follower, events)
+    yield Step(table.delete_unfounded() if in_place else table.truncate(), None)
+    yield from _plan_chunks(follower, events)
     return in_place
 
 
-def _plan_chunks(follower: Follower[Any]) -> Plan[None]:
-    [(events,)] = yield Step(log_queries.ESTIMATE_EVENTS)
-    name, version = follower.place
+def _begin_bulk(follower: Follower[Any], events: int) -> Plan[None]:
     rows = yield Step(queries.BEGIN_BULK, (events, *follower.place, follower.token))
     if not rows:
         raise _fenced(follower)
     [(transaction_id, position)] = rows
     follower.phase, follower.checkpoint = "bulk", LogPosition(int(transaction_id), position)
     # Whoever else's software writes from now on, its rows are repaired by following the log from here.
-    yield Step(queries.ENROL_FROM_NOW, (follower.table.inline, name))
+    yield Step(queries.ENROL_FROM_NOW, (follower.table.inline, follower.table.projection.name))
+
+
+def _plan_chunks(follower: Follower[Any], events: int) -> Plan[None]:
     if not isinstance(follower.table.projection, StreamProjection):
         follower.checkpoint = LogPosition(0, 0)
         yield Step(queries.FROM_START, (*follower.place, follower.token))
@@ -124,7 +133,7 @@ def _plan_chunks(follower: Follower[Any]) -> Plan[None]:
     count = max(1, min(MOST_CHUNKS, events // EVENTS_IN_CHUNK))
     share = min(100.0, max(0.1, 100.0 * SAMPLED_FOR_BORDER * count / max(events, 1))) if count > 1 else 100.0
     borders = [number / count for number in range(1, count)]
-    yield Step(queries.PLAN_CHUNKS, (name, version, borders, share))
+    yield Step(queries.PLAN_CHUNKS, (*follower.place, borders, share))
 
 
 def fill_chunk(follower: Follower[S]) -> Plan[int | None]:
@@ -140,10 +149,12 @@ def fill_chunk(follower: Follower[S]) -> Plan[int | None]:
     if not rows:
         return None
     [(number, after, last)] = rows
+    skips = frozenset((yield Step(queries.SKIPS, follower.place)))
+    [(in_place,)] = yield Step(queries.IS_REGISTERED, follower.place)
     try:
-        events = yield from _fill(follower.table, after, last)
+        events = yield from _fill(_Fold(follower.table, skips), after, last, in_place=in_place)
     except PoisonEvent as poison:
-        yield Step(queries.NOTE_ERROR, (str(poison), *follower.place, follower.token))
+        yield from note_error(follower, poison)
         raise
     kept = (events, follower.lease_seconds, *follower.place, follower.token)
     if not (yield Step(queries.FINISH_CHUNK, (*kept, number))):
@@ -151,25 +162,73 @@ def fill_chunk(follower: Follower[S]) -> Plan[int | None]:
     return events
 
 
-def _fill(table: Table[S], after: str, last: str) -> Plan[int]:
-    place, total = (after, MAX_STREAM_VERSION), 0
-    stream, state = "", None
-    fold, row = table.projection.fold, table.projection.row
-    while events := (yield from log.read_streams_to(place, last, PAGE)):
+class _Fold(Generic[S]):
+    """Streams, one after the other, folded into their states."""
+
+    def __init__(self, table: Table[S], skips: Container[tuple[str, int]]) -> None:
+        self.table, self.skips = table, skips
+        self._stream_id = ""
+        self._state: S | None = None
+
+    def changed(self, events: Iterable[StreamEvent]) -> dict[str, S]:
+        """Fold the next events, and give the states that they lead to."""
         states: dict[str, S] = {}
         for event in events:
-            if event.stream_id != stream:
-                stream, state = event.stream_id, None
+            if event.stream_id != self._stream_id:
+                self._stream_id, self._state = event.stream_id, None
+            if (event.stream_id, event.version) in self.skips:
+                continue
             try:
-                state = states[stream] = fold(state, event)
+                self._state = states[event.stream_id] = self.table.projection.fold(self._state, event)
             except Exception as error:  # whatever it is: it is the event's
-                raise PoisonEvent(table.name, event, error) from error
-        yield Step(table.upsert.as_bytes(), table.upsert_params([row(each) for each in states.values()]))
+                raise PoisonEvent(self.table.name, event, error) from error
+        return states
+
+
+def _fill(fold: _Fold[Any], after: str, last: str, *, in_place: bool) -> Plan[int]:
+    place, total = (after, MAX_STREAM_VERSION), 0
+    while events := (yield from log.read_streams_to(place, last, PAGE)):
+        states = fold.changed(events)
+        yield from _write(fold.table, states)
+        if in_place:
+            yield from _fold_newer(fold, states)
         total += len(events)
         place = (events[-1].stream_id, events[-1].version)
         if len(events) < PAGE:
             break
     return total
+
+
+def _write(table: Table[S], states: Mapping[str, S]) -> Plan[None]:
+    if states:
+        rows = [table.projection.row(state) for state in states.values()]
+        yield Step(table.upsert.as_bytes(), table.upsert_params(rows))
+
+
+def _fold_newer(fold: _Fold[S], states: Mapping[str, S]) -> Plan[None]:
+    """Fold the streams again whose rows have become newer: what those were folded from may have been wrong."""
+    table = fold.table
+    known = {key: table.stream_version(table.projection.row(state)) for key, state in states.items()}
+    while known:
+        rows = yield from read_rows(table, list(known))
+        newer = [key for key, version in known.items() if key in rows and table.stream_version(rows[key]) > version]
+        again: dict[str, S] = {}
+        for key in newer:
+            again |= _Fold(table, fold.skips).changed((yield from log.read_stream(key)))
+        yield from _write(table, again)
+        came = {key: table.stream_version(table.projection.row(state)) for key, state in again.items()}
+        known = {key: version for key, version in came.items() if version > known[key]}  # else the row is ahead
+
+
+def left_over(follower: Follower[Any]) -> Plan[bool]:
+    """Tell whether chunks were claimed and not done, and nobody is at them: whose claim was lost with a connection.
+
+    They can then be claimed once more. No worker may be at work.
+    """
+    yield from _enter(follower, follower.phase)
+    yield Step(queries.RELEASE_CHUNKS, follower.place)
+    [(unfinished, _)] = yield Step(queries.UNFINISHED_CHUNKS, follower.place)
+    return bool(unfinished)
 
 
 def finish_bulk(follower: Follower[Any], *, in_place: bool) -> Plan[None]:
@@ -204,27 +263,39 @@ def check_equal(follower: Follower[Any], verify: Verify, told: Callable[[int], N
     report = yield from compare(follower.table, follower.checkpoint, follower.skips, full=verify == "full", told=told)
     if not report.ok:
         error = NotEqual(follower.table.full_name, report.problems, report.problem_count)
-        yield Step(queries.NOTE_ERROR, (str(error)[:1_000], *follower.place, follower.token))
+        yield from note_error(follower, error)
         raise error
     return report.streams
 
 
+def note_error(follower: Follower[Any], error: Exception) -> Plan[None]:
+    """Note what a build ended with, for whoever watches."""
+    yield Step(queries.NOTE_ERROR, (str(error)[:1_000], *follower.place, follower.token))
+
+
 def built(follower: Follower[Any]) -> Plan[None]:
     """Note that the table is whole: registries open on it from now on."""
-    yield from in_transaction(put_in_force_if_first(follower.table))
-    yield from in_transaction(_statements(follower.table.grant()))
+    yield from in_transaction(_register(follower.table))
     yield from _enter(follower, "built")
     yield Step(queries.FORGET_CHUNKS, follower.place)
 
 
+def _register(table: Table[Any]) -> Plan[None]:
+    yield from put_in_force_if_first(table)
+    yield from _statements(table.grant())
+
+
 def put_in_force_if_first(table: Table[Any]) -> Plan[None]:
     """Register a table as whole; in force, unless another version is."""
-    projection = table.projection
-    [(in_force,)] = yield Step(queries.REGISTER, (projection.name, projection.version, projection.name))
+    name, version = place = table.projection.name, table.projection.version
+    [(in_force,)] = yield Step(queries.REGISTER, (*place, name))
     definition = table.view_query.as_string()
-    yield Step(queries.KEEP_VIEW, (definition, projection.name, projection.version))
-    if in_force is None or in_force == projection.version:
-        yield from _put_in_force(projection.name, projection.version, definition)
+    [(kept,)] = yield Step(queries.KEPT_VIEW, place)
+    yield Step(queries.KEEP_VIEW, (definition, *place))
+    if in_force is None:
+        yield from _put_in_force(name, version, definition)
+    elif in_force == version and not (kept == definition and (yield from _is_shown(name))):
+        yield from _show(name, definition)
 
 
 def switch(name: str, version: int) -> Plan[int]:
@@ -235,6 +306,8 @@ def switch(name: str, version: int) -> Plan[int]:
 
     Raises:
         UnknownProjection: there is no whole table of this version.
+        StillUsed: somebody's view or function depends on the view; nothing has changed.
+        Blocked: somebody's transaction reads the view for too long; nothing has changed.
     """
     rows = yield Step(queries.KEPT_VIEW, (name, version))
     if not rows:
@@ -243,6 +316,10 @@ def switch(name: str, version: int) -> Plan[int]:
             f"command-registry projections rebuild {name}"
         )
     everything = SQL(queries.EVERYTHING).format(table=Identifier(SCHEMA, f"{name}_v{version}")).as_string()
+    for _ in range(_ATTEMPTS):
+        with suppress(Blocked):
+            return (yield from in_transaction(_put_in_force(name, version, rows[0][0] or everything)))
+        yield Step(log_queries.PAUSE)  # for the others who read the view: they wait behind us
     return (yield from in_transaction(_put_in_force(name, version, rows[0][0] or everything)))
 
 
@@ -252,14 +329,24 @@ def in_force(name: str) -> Plan[int | None]:
     return rows[0][0] if rows else None
 
 
-def drained(follower: Follower[Any], switched: int) -> Plan[bool]:
-    """Follow the log, and tell whether all that was open at a switch has ended, and is in the table."""
-    [(oldest,)] = yield Step(queries.OLDEST_RUNNING)
-    yield from catch_up(follower)
-    if int(oldest) > switched:
-        return True
-    yield Step(log_queries.PAUSE)
-    return False
+class Drain:
+    """Follows the log until all that was open at a switch has ended, and is in the table."""
+
+    def __init__(self, follower: Follower[Any], switched: int) -> None:
+        self._follower, self._switched = follower, switched
+        self._last: LogPosition | None = None
+
+    def plan(self) -> Plan[bool]:
+        """Go on as far as is possible now, and tell whether that was all."""
+        [(oldest,)] = yield Step(queries.OLDEST_RUNNING)
+        if self._last is None and int(oldest) > self._switched:
+            rows = yield Step(queries.LAST_OF_OLDER, (str(self._switched),))
+            self._last = LogPosition(int(rows[0][0]), rows[0][1]) if rows else LOG_START
+        yield from catch_up(self._follower)
+        if self._last is not None and self._last <= self._follower.checkpoint:
+            return True
+        yield Step(log_queries.PAUSE)
+        return False
 
 
 def end(follower: Follower[Any]) -> Plan[None]:
@@ -269,16 +356,33 @@ def end(follower: Follower[Any]) -> Plan[None]:
 
 
 def _put_in_force(name: str, version: int, definition: str) -> Plan[int]:
+    if (yield from in_force(name)) != version or not (yield from _is_shown(name)):
+        yield from _show(name, definition)
+    yield Step(queries.OUT_OF_FORCE, (name, version))
+    [(transaction,)] = yield Step(queries.IN_FORCE, (name, version))
+    return int(transaction)
+
+
+def _is_shown(name: str) -> Plan[bool]:
+    [(there,)] = yield Step(queries.TABLE_EXISTS, (f"{SCHEMA}.{name}",))
+    return bool(there)
+
+
+def _show(name: str, definition: str) -> Plan[None]:
     view = Identifier(SCHEMA, name)
+    yield Step(queries.LOCK_BRIEFLY)
     readers = yield Step(queries.VIEW_READERS, (f"{SCHEMA}.{name}",))
-    yield Step(SQL(queries.DROP_VIEW).format(view=view), None)
+    try:
+        yield Step(SQL(queries.DROP_VIEW).format(view=view), None)
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise StillUsed(
+            f"view {SCHEMA}.{name} cannot show another version, {error.diag.message_detail}: "
+            "drop that first, and create it again afterwards"
+        ) from error
     yield Step(SQL(queries.CREATE_VIEW).format(view=view, query=SQL(definition)), None)
     yield Step(SQL(queries.GRANT).format(table=view), None)
     for (reader,) in readers:
         yield Step(SQL(queries.GRANT_TO).format(view=view, role=SQL(reader)), None)
-    yield Step(queries.OUT_OF_FORCE, (name, version))
-    [(transaction,)] = yield Step(queries.IN_FORCE, (name, version))
-    return int(transaction)
 
 
 def _statements(statements: Iterable[Composed]) -> Plan[None]:
@@ -293,7 +397,7 @@ def in_transaction(steps: Plan[T]) -> Plan[T]:
     yield Step(queries.LOCK_MIGRATIONS)
     try:
         result = yield from steps
-    except psycopg.Error:
+    except (psycopg.Error, Refused, Blocked, ProjectionError):
         yield Step(log_queries.ROLLBACK)
         raise
     yield Step(log_queries.COMMIT)
@@ -323,14 +427,22 @@ def migrate(table: Table[Any], told: Callable[[int], None] = lambda _: None) -> 
         if not (yield from lease(follower)):
             yield Step(log_queries.PAUSE)
             continue
-        yield from _build(follower, told)
+        [(registered_now,)] = yield Step(queries.IS_REGISTERED, follower.place)
+        if registered_now and not registered:  # somebody else was through with it before we had the lease
+            yield from release(follower)
+            continue
+        with suppress(Fenced):  # it took us too long, and somebody else goes on with it
+            yield from _build(follower, told)
     yield from in_transaction(_statements(table.grant()))  # each time: the roles may have come since
 
 
 def _build(follower: Follower[Any], told: Callable[[int], None]) -> Plan[None]:
-    yield from begin(follower)
-    while (events := (yield from fill_chunk(follower))) is not None:
-        told(events)
+    yield from begin(follower, restart=follower.phase == "verify")  # which did not end well, perhaps
+    while True:
+        while (events := (yield from fill_chunk(follower))) is not None:
+            told(events)
+        if not (yield from left_over(follower)):
+            break
     yield from finish_bulk(follower, in_place=False)
     yield from catch_up(follower)
     yield from built(follower)

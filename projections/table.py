@@ -86,14 +86,23 @@ class Table(Generic[S]):
     @cached_property
     def upsert(self) -> Composed:
         """The statement that writes rows, given as one array a column (`upsert_params`)."""
-        kinds = [SQL(_sent_as(kind)) + SQL("[]") for kind in self.projection.columns.values()]
-        return self._upsert(queries.MANY_ROWS, kinds, self._sql(queries.ORDERED))
+        return self._upsert(queries.MANY_ROWS, self._arrays, self._sql(queries.ORDERED))
+
+    @cached_property
+    def advance(self) -> bytes:
+        """The statement that moves a projector's checkpoint (`queries.ADVANCE`) and, if it did, writes rows so, too."""
+        upsert = self._upsert(queries.MANY_ROWS, self._arrays, SQL(queries.IF_KEPT) + self._sql(queries.ORDERED))
+        return SQL(queries.ADVANCE_AND_WRITE).format(advance=SQL(queries.ADVANCE), upsert=upsert).as_bytes()
 
     @cached_property
     def upsert_row(self) -> Composed:
         """The same for one row, given by its values."""
         kinds = [SQL(_sent_as(kind)) for kind in self.projection.columns.values()]
         return self._upsert(queries.ONE_ROW, kinds, Composed([]))
+
+    @property
+    def _arrays(self) -> list[Composable]:
+        return [SQL(_sent_as(kind)) + SQL("[]") for kind in self.projection.columns.values()]
 
     def _upsert(self, rows: LiteralString, kinds: Sequence[Composable], ordered: Composed) -> Composed:
         columns, key = self.projection.columns, self._columns[0]

@@ -203,9 +203,19 @@ class _Comparison(Generic[S]):
         self._last = event.version
         if event.version <= self._until:
             if (event.stream_id, event.version) not in self._skips:
-                self._state = self._table.projection.fold(self._state, event)
+                self._fold(event)
         elif event.log_position <= self._checkpoint and (event.stream_id, event.version) not in self._skips:
             self._due = event.version
+
+    def _fold(self, event: RecordedEvent) -> None:
+        if self._row is None:
+            return
+        try:
+            self._state = self._table.projection.fold(self._state, event)
+        except Exception as error:  # it could, when the row was made: the fold is not pure, or the row of another hand
+            problem = Problem(event.stream_id, event.version, f"cannot be folded: {_first_line(error)}")
+            self._report.add(problem)
+            self._row = None
 
     def end(self) -> None:
         if not self._stream_id:

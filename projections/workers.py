@@ -3,6 +3,7 @@
 A worker is told its job on its standard input, and ends when that is closed, so that none outlives who started it.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from projections.table import Table
 __all__ = ["Workers"]
 
 _PATIENCE: Final = 10.0  # seconds
+_SELDOM: Final = (50_000, 20, 100)
 
 
 class _Job(NamedTuple):
@@ -54,7 +56,7 @@ class Workers:
             follower.lease_seconds,
             sys.path,
         )
-        if _projection(job) is not kind:
+        if job.module == "__main__" or _projection(job) is not kind:
             raise ProjectionError(
                 f"{job.module}.{job.projection} cannot be imported by another process: put the class at the top of a "
                 "module of its own, or build with one worker"
@@ -135,6 +137,8 @@ def _projection(job: _Job) -> type[Projection[Any]]:
 
 
 def _work(job: _Job) -> int:
+    gc.freeze()
+    gc.set_threshold(*_SELDOM)  # hardly any of what is folded refers to itself
     table = Table(_projection(job)())
     total = 0
     with Database(job.dsn, pool_size=1, pooler=job.pooler) as database:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text("utf-8")
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    text = (ROOT / document).read_text("utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -44,10 +44,16 @@ def test_a_python_snippet_of_the_readme_runs_when_pasted_into_a_file(snippet: st
         assert re.search(r"^at version 2: .*DISPATCHED", printed, re.MULTILINE)
 
 
-def test_the_shell_snippet_of_the_readme_runs_as_written(dsn: str, tmp_path: Path) -> None:
-    makes, shell = blocks("sh")
+def test_the_python_snippet_about_projectors_runs_when_pasted_into_a_file(dsn: str, tmp_path: Path) -> None:
+    [snippet] = blocks("python", "docs/projections.md")
+    run([sys.executable, "-W", "error", "-c", snippet], dsn, tmp_path)
+
+
+def test_the_shell_snippets_of_the_readme_run_as_written(dsn: str, tmp_path: Path) -> None:
+    makes, *shell = blocks("sh")
     assert makes == "make demo\nmake test\n"  # the one is run by .ci/run, the other runs this
-    printed = run(["bash", "-euo", "pipefail", "-c", shell], dsn, tmp_path)
+    printed = run(["bash", "-euo", "pipefail", "-c", "".join(shell)], dsn, tmp_path)
+    assert "deployment_activity_v1" in printed
     assert '"jsonrpc":"2.0"' in printed
     assert (tmp_path / "log.jsonl").read_text("utf-8").count("CommandCreated") >= 1
 
