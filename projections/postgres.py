@@ -17,7 +17,7 @@ from eventstore.event import LogPosition
 from eventstore.steps import Plan
 from projections import rebuild, status
 from projections.errors import AlreadyRunning, Fenced, PoisonEvent, ProjectionError
-from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, note, release
+from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, note, readable, release
 from projections.rebuild import Progress, Verify
 from projections.table import Table
 from projections.workers import Workers
@@ -61,7 +61,7 @@ class _Tail:
         """Note a failure, say it once, and give the pause after it."""
         if not isinstance(error, Fenced) and str(error) != self._told:
             self._told = str(error)
-            _log.error("projector of %s: %s", self.follower.table.full_name, error)
+            _log.error("projector of %s: %s", self.follower.table.full_name, readable(error))
             self._trouble = None if isinstance(error, PoisonEvent | Unavailable) else error
         self.follower.struggled()
         return self._pace.trouble()

@@ -1,9 +1,9 @@
 """Following the log: its events, in order, are folded into a table behind a checkpoint, each exactly once.
 
-The checkpoint moves in the transaction that writes the rows. One owner at a time may write: a lease in table
-`command_registry.projectors`, by the server's clock, with a token that grows with each owner. Every write checks the
-token, so an owner that was stopped, and wakes up after another has taken over, writes nothing (a fencing token: Martin
-Kleppmann, "How to do distributed locking", 2016).
+The checkpoint moves in the statement that writes the rows, and only from where its owner has read on. One owner at a
+time may write: a lease in table `command_registry.projectors`, by the server's clock, with a token that grows with each
+owner. Every write checks the token, so an owner that was stopped, and wakes up after another has taken over, writes
+nothing (a fencing token: Martin Kleppmann, "How to do distributed locking", 2016).
 
 An event is read only when no transaction still under way can come before it, so none is skipped, however late it
 commits.
@@ -20,17 +20,29 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import psycopg
 
 from eventstore import plans as log
-from eventstore import queries as log_queries
 from eventstore.event import LogPosition, RecordedEvent, StreamEvent
+from eventstore.parameters import as_parameter
 from eventstore.protocol import LOG_START
-from eventstore.steps import Plan, Step
+from eventstore.steps import Lost, Plan, Refused, Step
 from projections import queries
 from projections.errors import AlreadyRunning, Fenced, PoisonEvent
 from projections.plans import read_rows
 from projections.projection import StreamProjection, Values
 from projections.table import Table
 
-__all__ = ["LEASE_SECONDS", "Followed", "Follower", "Pace", "follow", "lease", "must_lead", "new_owner", "release"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Followed",
+    "Follower",
+    "Pace",
+    "follow",
+    "lease",
+    "must_lead",
+    "new_owner",
+    "note",
+    "readable",
+    "release",
+]
 
 S = TypeVar("S")
 
@@ -38,7 +50,7 @@ LEASE_SECONDS: Final = 3.0
 """How long an owner may be silent before another takes over, in seconds."""
 
 PAGE: Final = 1_000
-"""Events read at once."""
+"""Events read at once, at most."""
 
 _NOBODY: Final = -1
 _SMOOTHING: Final = 0.2
@@ -50,21 +62,22 @@ def new_owner() -> str:
 
 
 class Followed(NamedTuple):
-    """What one look at the log brought: whether we lead, and how many events were folded or passed over."""
+    """What one look at the log brought: whether we lead, how many events were folded or passed over.
+
+    `full`: there is probably more to read at once.
+    """
 
     leads: bool
     events: int
-
-    @property
-    def full(self) -> bool:
-        """Whether there is probably more to read at once."""
-        return self.events >= PAGE
+    full: bool = False
 
 
 class Follower(Generic[S]):
     """One owner's hold on the table of a projection, and where in the log it is.
 
-    `builds`: it makes a table that is not whole yet, which nobody follows.
+    `builds`: it makes a table that is not whole yet, which nobody follows. `in_doubt`: it does not know whether its
+    last write has happened, and so where it is. `page`: how many events it takes at once, at most; `taking`: how many
+    it was at last.
     """
 
     def __init__(
@@ -78,6 +91,8 @@ class Follower(Generic[S]):
         self.phase = ""
         self.checkpoint: LogPosition = LOG_START
         self.skips: frozenset[tuple[str, int]] = frozenset()
+        self.page = self.taking = PAGE
+        self.in_doubt = False
         self.rate = 0.0
         self._renew_at = self._advanced_at = 0.0
 
@@ -94,16 +109,23 @@ class Follower(Generic[S]):
     @property
     def is_due(self) -> bool:
         """Whether the lease is to be taken, or renewed."""
-        return not self.leads or time.monotonic() >= self._renew_at
+        return not self.leads or self.in_doubt or time.monotonic() >= self._renew_at
 
     def taken(self, token: int) -> None:
         """Note that the lease was taken, or renewed."""
+        now = time.monotonic()
+        if token != self.token:
+            self._advanced_at = now
         self.token = token
-        self._renew_at = time.monotonic() + self.lease_seconds / 3
+        self._renew_at = now + self.lease_seconds / 3
 
     def lost(self) -> None:
         """Note that somebody else has the lease."""
         self.token = _NOBODY
+
+    def struggled(self) -> None:
+        """Note that it failed; the next time it takes half as many events: to find the culprit, or to be in time."""
+        self.page = max(1, min(self.page, self.taking) // 2)
 
     def measured(self, events: int) -> float:
         """Note that so many events were folded now; return how many it are a second, of late."""
@@ -140,16 +162,17 @@ class Pace:
         return self._pause
 
 
-def lease(follower: Follower[Any]) -> Plan[bool]:
-    """Take the lease, or renew it; False when somebody else has it."""
+def lease(follower: Follower[Any], *, anew: bool = False) -> Plan[bool]:
+    """Take the lease, or renew it; False when somebody else has it. `anew`: find out, too, where the table is."""
     mine = (follower.owner, follower.token, follower.lease_seconds, follower.builds)
     rows = yield Step(queries.LEASE, (*mine, *follower.place))
     if not rows:
         follower.lost()
         return False
     [(token, transaction_id, position, phase)] = rows
-    if token != follower.token:
+    if anew or token != follower.token:
         follower.checkpoint, follower.phase = LogPosition(int(transaction_id), position), phase
+        follower.in_doubt = False
     follower.taken(token)
     follower.skips = frozenset((yield Step(queries.SKIPS, follower.place)))
     return True
@@ -173,59 +196,79 @@ def release(follower: Follower[Any]) -> Plan[None]:
         follower.lost()
 
 
+def readable(error: Exception) -> str:
+    """Give what an error says, at most 1,000 characters of it, as text that can be stored and written anywhere."""
+    return str(error)[:1_000].replace("\0", " ").encode(errors="replace").decode()
+
+
+def note(follower: Follower[Any], error: Exception) -> Plan[None]:
+    """Note what keeps the table, for whoever watches."""
+    yield Step(queries.NOTE_ERROR, (readable(error), *follower.place, follower.token))
+
+
 def follow(follower: Follower[S]) -> Plan[Followed]:
     """Take a page of the log, as the owner of the lease or once it is free, and fold it into the table.
 
     Raises:
-        PoisonEvent: an event cannot be folded. What comes before it is written, and the error noted.
+        PoisonEvent: an event cannot be folded, or its row not written. What comes before it is, and the error noted.
         Fenced: somebody else has taken over.
     """
-    if follower.is_due and not (yield from lease(follower)):
+    if follower.is_due and not (yield from lease(follower, anew=follower.in_doubt)):
         return Followed(leads=False, events=0)
-    events = yield from log.read_log(follower.checkpoint, PAGE)
+    wanted = follower.page
+    events = yield from log.read_log(follower.checkpoint, wanted)
     if not events:
         return Followed(leads=True, events=0)
-    folded = _Folded(follower.table, follower.skips)
+    follower.taking = len(events)
+    folded = _Folded(follower)
+    poison = yield from folded.poison_in(events)
     try:
-        yield from folded.all_of(events)
-    except PoisonEvent as poison:
-        if folded.count:
-            yield from _advance(follower, folded, events[: folded.count])
-        yield Step(queries.NOTE_ERROR, (str(poison), *follower.place, follower.token))
+        if folded.count and not (yield from _advance(follower, folded, events[: folded.count])):
+            return Followed(leads=True, events=0, full=True)
+        if poison is not None:
+            raise poison
+    except PoisonEvent as error:
+        yield from note(follower, error)
         raise
-    yield from _advance(follower, folded, events)
-    return Followed(leads=True, events=len(events))
+    follower.page = min(PAGE, 2 * wanted)
+    return Followed(leads=True, events=folded.count, full=len(events) == wanted or folded.count < len(events))
 
 
 class _Folded(Generic[S]):
     """The rows that come of events: read as they are, and folded on."""
 
-    def __init__(self, table: Table[S], skips: frozenset[tuple[str, int]]) -> None:
-        self._table, self._skips = table, skips
+    def __init__(self, follower: Follower[S]) -> None:
+        self._follower, self._table, self._skips = follower, follower.table, follower.skips
         self._states: dict[str, S] = {}
         self._versions: dict[str, int] = {}
         self._changed: dict[str, None] = {}
         self.count = 0
 
-    def all_of(self, events: Sequence[StreamEvent]) -> Plan[None]:
-        projection = self._table.projection
+    def poison_in(self, events: Sequence[StreamEvent]) -> Plan[PoisonEvent | None]:
+        """Fold events up to one that cannot be folded, and give that; or for as long as the lease allows."""
         yield from self._read(events)
-        by_stream = isinstance(projection, StreamProjection)
-        for event in events:
-            key = self._key(event)
-            if key is not None:
-                if by_stream:
+        by_stream = isinstance(self._table.projection, StreamProjection)
+        enough = time.monotonic() + self._follower.lease_seconds / 3
+        try:
+            for event in events:
+                if self.count and time.monotonic() >= enough:
+                    break
+                key = self._key(event)
+                if key is not None and by_stream:
                     yield from self._next(key, event)
-                else:
+                elif key is not None:
                     self._fold(key, event)
-            self.count += 1
+                self.count += 1
+        except PoisonEvent as poison:
+            return poison
+        return None
 
     def _read(self, events: Iterable[StreamEvent]) -> Plan[None]:
         """Read the rows as they are; an event that has no key for its poison is met again when its turn comes."""
         keys: dict[str | None, None] = {}
         for event in events:
             with suppress(Exception):  # told when it is this event's turn
-                keys[self._table.projection.key(event)] = None
+                keys[self._key_of(event)] = None
         wanted = [key for key in keys if key is not None]
         if not wanted:
             return
@@ -234,9 +277,16 @@ class _Folded(Generic[S]):
             if isinstance(self._table.projection, StreamProjection):
                 self._versions[key] = self._table.stream_version(values)
 
+    def _key_of(self, event: StreamEvent) -> str | None:
+        key = self._table.projection.key(event)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"a key is a text, not {key!r}")
+        as_parameter(key)
+        return key
+
     def _key(self, event: StreamEvent) -> str | None:
         try:
-            return self._table.projection.key(event)
+            return self._key_of(event)
         except Exception as error:  # whatever it is: it is the event's
             if (event.stream_id, event.version) in self._skips:
                 return None
@@ -261,27 +311,55 @@ class _Folded(Generic[S]):
             self._changed[key] = None
         self._versions[key] = event.version
 
-    def rows(self) -> list[Values]:
-        return [self._table.projection.row(self._states[key]) for key in self._changed]
+    def columns(self) -> tuple[list[Any], ...]:
+        """Give the rows that have changed, as the parameters of their upsert.
+
+        Raises:
+            Exception: one cannot be made, or (of a single event) sent.
+        """
+        rows: list[Values] = [self._table.projection.row(self._states[key]) for key in self._changed]
+        columns = self._table.upsert_params(rows)
+        if self.count == 1:
+            for column in columns:
+                as_parameter(column)
+        return columns
 
 
-def _advance(follower: Follower[S], folded: _Folded[S], events: Sequence[RecordedEvent]) -> Plan[None]:
-    """Write the rows, and move the checkpoint, in one transaction."""
-    to, rate = events[-1].log_position, follower.measured(len(events))
-    rows = folded.rows()
-    yield Step(queries.BEGIN)
+def _advance(follower: Follower[S], folded: _Folded[S], events: Sequence[RecordedEvent]) -> Plan[bool]:
+    """Write the rows, and move the checkpoint; False: nothing was written, or somewhere else: look again.
+
+    Raises:
+        PoisonEvent: the one event makes a row that cannot be written.
+        Fenced: somebody else has taken over.
+    """
+    start, end, token = follower.checkpoint, events[-1].log_position, follower.token
+    rate = follower.measured(len(events))
+    params = (str(end.transaction_id), end.position, len(events), rate, follower.lease_seconds)
+    where = (*follower.place, token, str(start.transaction_id), start.position)
     try:
-        params = (str(to.transaction_id), to.position, len(events), rate, follower.lease_seconds)
-        kept = yield Step(queries.ADVANCE, (*params, *follower.place, follower.token))
-        if kept and rows:
-            yield Step(follower.table.upsert.as_bytes(), follower.table.upsert_params(rows))
-    except psycopg.Error:
-        yield Step(log_queries.ROLLBACK)
-        raise
-    if not kept:
-        yield Step(log_queries.ROLLBACK)
-        follower.lost()
+        columns = folded.columns()
+    except Exception as error:  # of row(), say: it is the events'
+        return _unwritable(follower, events, error)
+    statement = follower.table.advance if columns else queries.ADVANCE
+    follower.in_doubt = True
+    try:
+        kept = yield Step(statement, (*params, *where, *columns), writes=True)
+    except Lost:
+        kept = []  # or it was, and the lease will tell
+    except (psycopg.DataError, psycopg.IntegrityError, Refused) as error:
+        follower.in_doubt = False
+        return _unwritable(follower, events, error)
+    if kept:
+        follower.checkpoint, follower.in_doubt = end, False
+        follower.taken(token)
+        return True
+    if not (yield from lease(follower, anew=True)) or follower.token != token:
         raise Fenced(f"{follower.table.full_name} is followed by somebody else now")
-    yield Step(log_queries.COMMIT)
-    follower.checkpoint = to
-    follower.taken(follower.token)
+    return follower.checkpoint == end
+
+
+def _unwritable(follower: Follower[S], events: Sequence[RecordedEvent], error: Exception) -> bool:
+    if len(events) == 1:
+        raise PoisonEvent(follower.table.name, events[0], error) from error
+    follower.struggled()
+    return False

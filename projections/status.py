@@ -13,7 +13,7 @@ from eventstore import plans as log
 from eventstore import queries as log_queries
 from eventstore.event import LogPosition, check_name
 from eventstore.plans import Writer
-from eventstore.steps import Plan, Step
+from eventstore.steps import Plan, Row, Step
 from projections import queries
 from projections.errors import NotCaughtUp, StillUsed, UnknownProjection
 from projections.projector import Followed, Follower, follow
@@ -24,6 +24,8 @@ __all__ = ["Lag", "Overview", "Status", "enrol", "follow_if_needed", "overview",
 
 MOST_COUNTED: Final = 100_000
 """Events that are counted for a lag, at most."""
+
+_WHOLE: Final = ("built", "following")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,37 +125,43 @@ def follow_if_needed(follower: Follower[Any]) -> Plan[Followed]:
 def wait_until(tables: Sequence[Table[Any]], position: LogPosition | None, timeout: float) -> Plan[None]:
     """Wait until tables have come to a position (None: the end of the log now), at most so many seconds.
 
+    Nobody needs to wait for one that every append writes, unless there are several versions of it.
+
     Raises:
         NotCaughtUp: they have not; says how far each is, and what keeps it.
     """
     deadline = time.monotonic() + timeout
     wanted = (yield from log.log_end()) if position is None else position
-    followed = [table for table in tables if not table.inline]
-    places = ([table.projection.name for table in followed], [table.projection.version for table in followed])
-    while followed:
+    places = [[table.projection.name for table in tables], [table.projection.version for table in tables]]
+    while True:
         rows = yield Step(queries.PLACES, places)
-        behind = [row for row in rows if LogPosition(int(row[2]), row[3]) < wanted]
-        if len(rows) == len(followed) and not behind:
+        known = {(name, version) for name, version, *_ in rows}
+        missing = [
+            table
+            for table in tables
+            if not table.inline and (table.projection.name, table.projection.version) not in known
+        ]
+        behind = [row for row in rows if _is_behind(row, wanted)]
+        if not missing and not behind:
             return
         if time.monotonic() >= deadline:
-            raise NotCaughtUp((yield from _why(followed, rows, behind, wanted, timeout)))
+            raise NotCaughtUp((yield from _why(missing, behind, wanted, timeout)))
         yield Step(log_queries.PAUSE)
 
 
-def _why(
-    tables: Sequence[Table[Any]],
-    rows: Sequence[tuple[Any, ...]],
-    behind: Sequence[tuple[Any, ...]],
-    wanted: LogPosition,
-    timeout: float,
-) -> Plan[str]:
-    known = {(name, version) for name, version, *_ in rows}
-    reasons = [
-        f"{table.full_name} is followed by nobody yet"
-        for table in tables
-        if (table.projection.name, table.projection.version) not in known
-    ]
-    for name, version, transaction_id, position, owner, error in behind:
+def _is_behind(row: Row, wanted: LogPosition) -> bool:
+    _, _, transaction_id, position, *_, phase = row
+    if phase == "inline":
+        return False
+    return phase not in _WHOLE or LogPosition(int(transaction_id), position) < wanted
+
+
+def _why(missing: Sequence[Table[Any]], behind: Sequence[Row], wanted: LogPosition, timeout: float) -> Plan[str]:
+    reasons = [f"{table.full_name} is followed by nobody yet" for table in missing]
+    for name, version, transaction_id, position, owner, error, phase in behind:
+        if phase not in _WHOLE:
+            reasons.append(f"{name}_v{version} is being built ({phase})")
+            continue
         led = f"led by {owner}" if owner else "led by nobody: see that `command-registry projections run` runs"
         reasons.append(
             f"{name}_v{version} is at {transaction_id}:{position}, {led}{f', and says: {error}' if error else ''}"
@@ -176,7 +184,7 @@ def skip(name: str, version: int, stream_id: str, stream_version: int, reason: s
     if not (yield Step(queries.PROGRESS, (name, version))):
         raise UnknownProjection(f"nobody follows {name}, version {version}: see command-registry projections status")
     events = yield from log.read_stream(stream_id, stream_version - 1, 1)
-    if not events:
+    if not events or events[0].version != stream_version:
         raise UnknownProjection(f"stream {stream_id!r} has no version {stream_version}")
     return bool((yield Step(queries.SKIP, (name, version, stream_id, stream_version, reason))))
 

@@ -1,14 +1,15 @@
 """The registry in memory: the same answers as on Postgres, for tests and for a server that may forget."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, Connection
 
-from eventstore.event import NewEvent, RecordedEvent
+from eventstore.event import LogPosition, NewEvent, RecordedEvent
 from eventstore.memory import MemoryEventStore, no_transaction
+from eventstore.protocol import LOG_START
 from registry import decider
 from registry.calls import AsyncRegistryCalls, RegistryCalls, utc_now
 from registry.decider import Clock, Decide
@@ -95,6 +96,11 @@ class _Memory:
         status = self.statuses.get(command_id)
         return None if status is None else status.model_copy(deep=True)
 
+    def export(self, after: LogPosition) -> Iterator[RecordedEvent]:
+        while page := self.store.read_log(after):
+            yield from page
+            after = page[-1].log_position
+
     def overdue(self, now: datetime, limit: int) -> list[str]:
         with self.lock:
             passed = [
@@ -154,6 +160,10 @@ class MemoryCommandRegistry(RegistryCalls):
     def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         return self._deployments.get(deployment_id)
 
+    def export(self, after: LogPosition = LOG_START) -> Iterator[RecordedEvent]:
+        """Read the log in its order, after a position: what a projection's twin is tested with."""
+        return self._memory.export(after)
+
 
 class AsyncMemoryCommandRegistry(AsyncRegistryCalls):
     """An `AsyncCommandRegistry` that lives as long as the object."""
@@ -204,6 +214,11 @@ class AsyncMemoryCommandRegistry(AsyncRegistryCalls):
     ) -> Sequence[str]:
         no_transaction(connection)
         return self._memory.overdue(now, limit)
+
+    async def export(self, after: LogPosition = LOG_START) -> AsyncIterator[RecordedEvent]:
+        """Read the log in its order, after a position."""
+        for event in self._memory.export(after):
+            yield event
 
     async def _deployment(self, deployment_id: str, timeout: float) -> Deployment | None:
         return await look_up(self._deployments, deployment_id)

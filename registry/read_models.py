@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from projections.definition import check_definition
 from projections.errors import UnknownProjection
 from projections.projection import Projection
 from projections.table import Table
@@ -25,6 +26,7 @@ def known(references: Iterable[str] = ()) -> dict[str, Table[Any]]:
 
     Raises:
         UnknownProjection: a reference leads nowhere, or not to a projection; or two projections have one name.
+        InvalidProjection: one cannot be made a table.
     """
     tables: dict[str, Table[Any]] = {COMMAND_STATUS.projection.name: COMMAND_STATUS}
     installed = [entry.value for entry in entry_points(group=GROUP)]
@@ -70,4 +72,5 @@ def _load(reference: str) -> Projection[Any]:
         projection = projection.projection
     if not isinstance(projection, Projection):
         raise UnknownProjection(f"{reference!r} is no Projection, but {type(found).__name__}")
+    check_definition(projection)
     return projection
