@@ -243,7 +243,11 @@ BEGIN
         GRANT USAGE ON SCHEMA command_registry TO command_registry_writer;
         GRANT SELECT ON command_registry.schema_versions, command_registry.projections TO command_registry_writer;
         -- To follow the log. (Tables are made, put in force and dropped by the owner of the schema.)
-        GRANT SELECT, UPDATE ON command_registry.projectors TO command_registry_writer;
+        -- (Not view_definition, which the owner runs; nor phase, which says that a table is whole.)
+        REVOKE UPDATE ON command_registry.projectors FROM command_registry_writer;
+        GRANT SELECT ON command_registry.projectors TO command_registry_writer;
+        GRANT UPDATE (owner, token, lease_until, transaction_id, position, events_done, events_per_second, last_error,
+            updated_at) ON command_registry.projectors TO command_registry_writer;
         GRANT SELECT ON command_registry.projection_skips TO command_registry_writer;
         GRANT SELECT ON command_registry.events, command_registry.idempotency_keys TO command_registry_writer;
         -- Not of position, recorded_at and created_at: the server alone says when and where something was written.

@@ -193,7 +193,8 @@ class Database:
 
     def _run(self, plan: Plan[T], connection: Connection[Any] | None, time_left: float, *, lasting: bool) -> T:
         if connection is None:
-            return run(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
+            lend = self._lend if lasting else self._lend_until
+            return run(lend, plan, time_left, self.metrics, lasting=lasting)
         return run(lambda _: nullcontext(_checked(connection, Connection)), plan, time_left, self.metrics)
 
     def _lend(self, timeout: float) -> "_Lent":
@@ -309,7 +310,8 @@ class AsyncDatabase:
         self, plan: Plan[T], connection: AsyncConnection[Any] | None, time_left: float, *, lasting: bool
     ) -> T:
         if connection is None:
-            return await arun(self._lend if lasting else self._lend_until, plan, time_left, self.metrics)
+            lend = self._lend if lasting else self._lend_until
+            return await arun(lend, plan, time_left, self.metrics, lasting=lasting)
         return await arun(lambda _: nullcontext(_checked(connection, AsyncConnection)), plan, time_left, self.metrics)
 
     def _lend(self, timeout: float) -> "_AsyncLent":

@@ -133,8 +133,9 @@ _READ_ONLY: Final = (errors.ReadOnlySqlTransaction,)
 class _Execution(Generic[T]):
     """A plan under way: the step it waits for, or its result."""
 
-    def __init__(self, plan: Plan[T], timeout: float, metrics: Metrics) -> None:
+    def __init__(self, plan: Plan[T], timeout: float, metrics: Metrics, *, lasting: bool) -> None:
         self._plan = plan
+        self._each = timeout if lasting else None
         self.deadline = time.monotonic() + timeout
         self._too_little = min(_TOO_LITTLE, timeout / 10)
         self.metrics = metrics
@@ -151,6 +152,8 @@ class _Execution(Generic[T]):
     def send(self, rows: list[Row]) -> None:
         self._retries = self._losses = 0
         self.metrics.trouble = ""
+        if self._each is not None:
+            self.deadline = time.monotonic() + self._each
         try:
             self.step = self._plan.send(rows)
         except StopIteration as stop:
@@ -283,15 +286,19 @@ Connections: TypeAlias = Callable[[float], AbstractContextManager[Connection[Any
 AsyncConnections: TypeAlias = Callable[[float], AbstractAsyncContextManager[AsyncConnection[Any]]]
 
 
-def run(connections: Connections, plan: Plan[T], timeout: float, metrics: Metrics | None = None) -> T:
+def run(
+    connections: Connections, plan: Plan[T], timeout: float, metrics: Metrics | None = None, *, lasting: bool = False
+) -> T:
     """Run a plan, over another connection when one is lost, for at most about `timeout` seconds.
+
+    `lasting`: it may take longer, and has that long for each step, should the server be away.
 
     Raises:
         Unavailable: no connection could be had in time, or one was lost within a transaction.
         OutcomeUnknown: it was lost during a write, and nobody could be asked since.
         psycopg.Error: whatever else the server objects to.
     """
-    execution = _Execution(plan, timeout, metrics or Metrics())
+    execution = _Execution(plan, timeout, metrics or Metrics(), lasting=lasting)
     while execution.step is not None:
         try:
             with connections(execution.time_left) as connection:
@@ -357,9 +364,11 @@ async def arun(
     plan: Plan[T],
     timeout: float,
     metrics: Metrics | None = None,
+    *,
+    lasting: bool = False,
 ) -> T:
     """Run a plan as `run` does, over asynchronous connections."""
-    execution = _Execution(plan, timeout, metrics or Metrics())
+    execution = _Execution(plan, timeout, metrics or Metrics(), lasting=lasting)
     while execution.step is not None:
         try:
             async with connections(execution.time_left) as connection:

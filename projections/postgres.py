@@ -14,10 +14,12 @@ import psycopg
 from eventstore.database import DEFAULT_TIMEOUT, AsyncDatabase, Database
 from eventstore.errors import Unavailable
 from eventstore.event import LogPosition
+from eventstore.plans import log_end
 from eventstore.steps import Plan
 from projections import rebuild, status
 from projections.errors import AlreadyRunning, Fenced, PoisonEvent, ProjectionError
-from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, lease, new_owner, note, readable, release
+from projections.projection import StreamProjection
+from projections.projector import LEASE_SECONDS, Followed, Follower, Pace, new_owner, note, readable, release, renew
 from projections.rebuild import Progress, Verify
 from projections.table import Table
 from projections.workers import Workers
@@ -188,14 +190,19 @@ class _Build:
     def __init__(self, database: Database, table: Table[Any], told: Callable[[Progress], None]) -> None:
         self.database, self.table = database, table
         self.follower = Follower(table, new_owner(), builds=True)
-        self._told = told
+        self._told, self._told_at = told, 0.0
         self._ends = threading.Event()
 
     def run(self, plan: Plan[T]) -> T:
         return self.database.run(plan, lasting=True)
 
     def tell(self) -> None:
+        self._told_at = time.monotonic()
         self._told(self.run(rebuild.progress(self.table)))
+
+    def tell_now_and_then(self) -> None:
+        if time.monotonic() > self._told_at + _POLL:
+            self.tell()
 
     @contextmanager
     def keeping_the_lease(self) -> Iterator[None]:
@@ -211,7 +218,7 @@ class _Build:
         while not self._ends.wait(self.follower.lease_seconds / 3):
             with suppress(Unavailable, psycopg.Error):
                 if self.follower.leads:
-                    self.database.run(lease(self.follower))
+                    self.database.run(renew(self.follower))
 
 
 def rebuild_table(
@@ -246,10 +253,9 @@ def rebuild_table(
             rebuilt.events = _fill(build, workers)
             build.run(rebuild.finish_bulk(follower, in_place=rebuilt.in_place))
             build.tell()
-            build.run(rebuild.catch_up(follower))
-            build.tell()
-            rebuilt.compared = build.run(rebuild.check_equal(follower, verify))
-            build.run(rebuild.catch_up(follower))
+            _catch_up(build)
+            rebuilt.compared = build.run(rebuild.check_equal(follower, verify, lambda _: build.tell_now_and_then()))
+            _catch_up_now(build)
             build.run(rebuild.built(follower))
             build.tell()
             if switch:
@@ -286,6 +292,22 @@ def _fill(build: _Build, workers: int) -> int:
             return total
 
 
+def _catch_up(build: _Build) -> None:
+    """Follow the log; a table that is made of nothing else, to where it ends now, whoever holds its readers back."""
+    wanted = build.run(log_end())
+    _catch_up_now(build)
+    while not isinstance(build.table.projection, StreamProjection) and build.follower.checkpoint < wanted:
+        time.sleep(_POLL)
+        build.run(rebuild.note_wait(build.follower))
+        _catch_up_now(build)
+
+
+def _catch_up_now(build: _Build) -> None:
+    while build.run(rebuild.catch_up_a_page(build.follower)):
+        build.tell_now_and_then()
+    build.tell()
+
+
 def _fill_by_workers(build: _Build, workers: int) -> int:
     working = Workers(build.database, build.follower, workers)
     try:
@@ -293,7 +315,7 @@ def _fill_by_workers(build: _Build, workers: int) -> int:
             while working.busy(_POLL):
                 build.tell()
     except ProjectionError as error:  # noted by the worker, too; but another one's success may have wiped that out
-        build.run(rebuild.note_error(build.follower, error))
+        build.run(note(build.follower, error))
         raise
     return working.events
 

@@ -42,6 +42,7 @@ __all__ = [
     "note",
     "readable",
     "release",
+    "renew",
 ]
 
 S = TypeVar("S")
@@ -187,6 +188,11 @@ def must_lead(follower: Follower[Any]) -> Plan[None]:
     if not (yield from lease(follower)):
         rows = yield Step(queries.OWNER, follower.place)
         raise AlreadyRunning(follower.table.full_name, (rows[0][0] if rows else None) or "somebody")
+
+
+def renew(follower: Follower[Any]) -> Plan[None]:
+    """Keep the lease, if it is still ours; else whatever is written next finds out."""
+    yield Step(queries.RENEW, (follower.lease_seconds, *follower.place, follower.token))
 
 
 def release(follower: Follower[Any]) -> Plan[None]:

@@ -98,6 +98,7 @@ ENROL: Final[LiteralString] = """
     VALUES (%s, %s, %s, %s, '0', 0)
     ON CONFLICT DO NOTHING
 """
+# (One that every append writes, and that is the only one so far, has had no need to be followed up to here.)
 ENROL_FROM_NOW: Final[LiteralString] = """
     INSERT INTO command_registry.projectors (name, version, inline, phase, transaction_id, position)
     SELECT
@@ -109,7 +110,9 @@ ENROL_FROM_NOW: Final[LiteralString] = """
         9223372036854775807
     FROM command_registry.projections AS built
     WHERE built.name = %s
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (name, version) DO UPDATE SET transaction_id = excluded.transaction_id, position = excluded.position
+        WHERE projectors.inline
+            AND (SELECT count(*) FROM command_registry.projections AS other WHERE other.name = excluded.name) = 1
 """
 
 # Take the lease, or keep it. (By the server's clock: nobody else's counts.) A table that is not whole yet is only for
@@ -123,8 +126,23 @@ LEASE: Final[LiteralString] = """
     WHERE held.name = %s
         AND held.version = %s
         AND (held.lease_until IS NULL OR held.lease_until < clock_timestamp() OR held.token = mine.token)
-        AND (mine.builds OR held.phase IN ('built', 'following'))
+        AND (
+            mine.builds
+            OR held.phase IN ('built', 'following')
+            OR EXISTS (
+                SELECT FROM command_registry.projections AS built
+                WHERE built.name = held.name AND built.version = held.version
+            )
+        )
     RETURNING held.token, held.transaction_id::text, held.position, held.phase
+"""
+
+# Keep it, if it is still ours.
+RENEW: Final[LiteralString] = """
+    UPDATE command_registry.projectors SET lease_until = clock_timestamp() + make_interval(secs => %s)
+    WHERE name = %s
+        AND version = %s
+        AND token = %s
 """
 
 RELEASE: Final[LiteralString] = """
@@ -182,15 +200,19 @@ SKIP: Final[LiteralString] = """
 """
 
 BEGIN_BULK: Final[LiteralString] = """
-    UPDATE command_registry.projectors SET
+    UPDATE command_registry.projectors AS projector SET
         phase = 'bulk',
-        transaction_id = (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8,
-        position = 9223372036854775807,
+        transaction_id = CASE
+            WHEN mine.stays THEN projector.transaction_id
+            ELSE (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8
+        END,
+        position = CASE WHEN mine.stays THEN projector.position ELSE 9223372036854775807 END,
         events_done = 0,
-        events_total = %s,
+        events_total = mine.events,
         events_per_second = 0,
         last_error = NULL,
         updated_at = clock_timestamp()
+    FROM (SELECT %s::bigint, %s::boolean) AS mine (events, stays)
     WHERE name = %s
         AND version = %s
         AND token = %s

@@ -27,7 +27,7 @@ from projections import queries
 from projections.errors import Fenced, NotEqual, PoisonEvent, ProjectionError, StillUsed, UnknownProjection
 from projections.plans import read_rows
 from projections.projection import StreamProjection
-from projections.projector import Follower, follow, lease, must_lead, new_owner, release
+from projections.projector import Follower, follow, lease, must_lead, new_owner, note, release
 from projections.table import SCHEMA, Table
 from projections.verification import compare
 
@@ -38,6 +38,7 @@ __all__ = [
     "begin",
     "built",
     "catch_up",
+    "catch_up_a_page",
     "check_equal",
     "end",
     "fill_chunk",
@@ -46,7 +47,7 @@ __all__ = [
     "in_transaction",
     "left_over",
     "migrate",
-    "note_error",
+    "note_wait",
     "progress",
     "put_in_force_if_first",
     "switch",
@@ -106,19 +107,27 @@ def begin(follower: Follower[Any], *, restart: bool = False) -> Plan[bool]:
             f"{table.full_name} is whole, and its rows gather several streams, so it cannot be built anew in place: "
             "give the projection its next version, and build that"
         )
-    # In this order: whoever finds a bulk without chunks, after a kill, begins anew.
-    yield Step(queries.FORGET_CHUNKS, follower.place)
     [(events,)] = yield Step(log_queries.ESTIMATE_EVENTS)
-    yield from _begin_bulk(follower, events)
-    yield Step(table.delete_unfounded() if in_place else table.truncate(), None)
-    yield from _plan_chunks(follower, events)
+    yield from in_transaction(_begin_bulk(follower, events, in_place=in_place))
+    # Whoever finds a bulk without chunks, after a kill, begins anew.
+    if in_place:
+        yield Step(table.delete_unfounded(), None)
+    yield from in_transaction(_plan_chunks(follower, events))
     return in_place
 
 
-def _begin_bulk(follower: Follower[Any], events: int) -> Plan[None]:
-    rows = yield Step(queries.BEGIN_BULK, (events, *follower.place, follower.token))
+def _begin_bulk(follower: Follower[Any], events: int, *, in_place: bool) -> Plan[None]:
+    """Begin, as the owner of the lease, with an empty table or one to repair."""
+    table = follower.table
+    yield Step(queries.LOCK_BRIEFLY)
+    [(versions,)] = yield Step(queries.VERSIONS, (table.projection.name,))
+    stays = in_place and not (table.inline and versions == 1)  # somebody follows the log for it, from where it is
+    rows = yield Step(queries.BEGIN_BULK, (events, stays, *follower.place, follower.token))
     if not rows:
         raise _fenced(follower)
+    yield Step(queries.FORGET_CHUNKS, follower.place)
+    if not in_place:
+        yield Step(table.truncate(), None)
     [(transaction_id, position)] = rows
     follower.phase, follower.checkpoint = "bulk", LogPosition(int(transaction_id), position)
     # Whoever else's software writes from now on, its rows are repaired by following the log from here.
@@ -126,6 +135,7 @@ def _begin_bulk(follower: Follower[Any], events: int) -> Plan[None]:
 
 
 def _plan_chunks(follower: Follower[Any], events: int) -> Plan[None]:
+    yield from _enter(follower, "bulk")
     if not isinstance(follower.table.projection, StreamProjection):
         follower.checkpoint = LogPosition(0, 0)
         yield Step(queries.FROM_START, (*follower.place, follower.token))
@@ -154,7 +164,7 @@ def fill_chunk(follower: Follower[S]) -> Plan[int | None]:
     try:
         events = yield from _fill(_Fold(follower.table, skips), after, last, in_place=in_place)
     except PoisonEvent as poison:
-        yield from note_error(follower, poison)
+        yield from note(follower, poison)
         raise
     kept = (events, follower.lease_seconds, *follower.place, follower.token)
     if not (yield Step(queries.FINISH_CHUNK, (*kept, number))):
@@ -241,14 +251,26 @@ def finish_bulk(follower: Follower[Any], *, in_place: bool) -> Plan[None]:
     yield from _enter(follower, "catch-up")
 
 
+def catch_up_a_page(follower: Follower[Any]) -> Plan[bool]:
+    """Follow the log by a page; tell whether there is more to read."""
+    followed = yield from follow(follower)
+    if not followed.leads:
+        raise _fenced(follower)
+    return followed.full
+
+
 def catch_up(follower: Follower[Any]) -> Plan[None]:
     """Follow the log until there is nothing left to read."""
-    while True:
-        followed = yield from follow(follower)
-        if not followed.leads:
-            raise _fenced(follower)
-        if not followed.full:
-            return
+    while (yield from catch_up_a_page(follower)):
+        pass
+
+
+def note_wait(follower: Follower[Any]) -> Plan[None]:
+    """Note who holds readers of the log back, for whoever watches."""
+    writer = yield from log.oldest_writer()
+    if writer is not None:
+        text = f"waiting for {writer.name} in database {writer.database}, which has written; to end it: {writer.remedy}"
+        yield from note(follower, RuntimeError(text))
 
 
 def check_equal(follower: Follower[Any], verify: Verify, told: Callable[[int], None] = lambda _: None) -> Plan[int]:
@@ -263,14 +285,9 @@ def check_equal(follower: Follower[Any], verify: Verify, told: Callable[[int], N
     report = yield from compare(follower.table, follower.checkpoint, follower.skips, full=verify == "full", told=told)
     if not report.ok:
         error = NotEqual(follower.table.full_name, report.problems, report.problem_count)
-        yield from note_error(follower, error)
+        yield from note(follower, error)
         raise error
     return report.streams
-
-
-def note_error(follower: Follower[Any], error: Exception) -> Plan[None]:
-    """Note what a build ended with, for whoever watches."""
-    yield Step(queries.NOTE_ERROR, (str(error)[:1_000], *follower.place, follower.token))
 
 
 def built(follower: Follower[Any]) -> Plan[None]:

@@ -9,6 +9,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from eventstore.steps import Row
 from projections import queries
+from projections.definition import check_definition
 from projections.projection import Projection, StreamProjection, Values
 
 __all__ = ["SCHEMA", "Table"]
@@ -19,9 +20,14 @@ SCHEMA: Final = "command_registry"
 
 
 class Table(Generic[S]):
-    """The table of one version of a projection. Holds no connection; every SQL text of it is made once."""
+    """The table of one version of a projection. Holds no connection; every SQL text of it is made once.
+
+    Raises:
+        InvalidProjection: the projection cannot be made a table.
+    """
 
     def __init__(self, projection: Projection[S]) -> None:
+        check_definition(projection)
         self.projection = projection
         self.name = f"{projection.name}_v{projection.version}"
         self._columns = list(projection.columns)

@@ -8,12 +8,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import IO, Any, Final, NamedTuple, Self
 
 from eventstore.database import Database, Pooler
 from projections import rebuild
@@ -38,7 +38,6 @@ class _Job(NamedTuple):
     owner: str
     token: int
     lease_seconds: float
-    path: Sequence[str]
 
 
 class Workers:
@@ -54,40 +53,44 @@ class Workers:
             follower.owner,
             follower.token,
             follower.lease_seconds,
-            sys.path,
         )
+        if vars(follower.table.projection):
+            raise ProjectionError(
+                f"{job.projection} has attributes of its own, which other processes do not know: build with one worker"
+            )
         if job.module == "__main__" or _projection(job) is not kind:
             raise ProjectionError(
                 f"{job.module}.{job.projection} cannot be imported by another process: put the class at the top of a "
                 "module of its own, or build with one worker"
             )
         self._job, self._count = json.dumps(job._asdict()), count
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: dict[subprocess.Popen[str], IO[str]] = {}
         self.events = 0
 
     def __enter__(self) -> Self:
         try:
             for _ in range(self._count):
-                self._processes.append(self._start())
+                self._start()
         except BaseException:
             self.close()
             raise
         return self
 
-    def _start(self) -> "subprocess.Popen[str]":
+    def _start(self) -> None:
+        said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
         process = subprocess.Popen(
             [sys.executable, "-m", "projections.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=said,
             text=True,
             start_new_session=True,  # a Ctrl-C reaches us alone, and we end them
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        if process.stdin is not None:
-            process.stdin.write(self._job + "\n")
-            process.stdin.flush()
-        return process
+        self._processes[process] = said
+        with suppress(BrokenPipeError):  # it has ended: `busy` tells why
+            process.stdin.write(self._job + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
@@ -97,14 +100,14 @@ class Workers:
         for process in self._processes:
             with suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr]
-        for process in self._processes:
+        for process, said in self._processes.items():
             try:
                 process.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
             process.stdout.close()  # type: ignore[union-attr]
-            process.stderr.close()  # type: ignore[union-attr]
+            said.close()
 
     def busy(self, seconds: float) -> bool:
         """Wait so long for one of them to end, and tell whether any is still at work.
@@ -117,8 +120,10 @@ class Workers:
             with suppress(subprocess.TimeoutExpired):
                 at_work[0].wait(seconds)
         for process in [process for process in self._processes if process.poll() is not None]:
-            self._processes.remove(process)
-            output, problem = process.communicate()
+            with self._processes.pop(process) as said:
+                output, _ = process.communicate()
+                said.seek(0)
+                problem = said.read()
             if process.returncode:
                 last = (problem.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
                 raise ProjectionError(f"a worker failed: {last}; what is done is kept, and the next rebuild goes on")
@@ -158,9 +163,10 @@ def _end_with(stdin: int) -> None:
 def main() -> None:
     """Do a job."""
     job = _Job(**json.loads(sys.stdin.readline()))
+    answer, sys.stdout = sys.stdout, sys.stderr  # whatever a projection prints is no answer
     threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
-        print(_work(job))  # noqa: T201 - the answer
+        print(_work(job), file=answer)
     except Exception as error:  # told to who started us
         print(f"{error}".replace("\n", " "), file=sys.stderr)  # noqa: T201
         sys.exit(1)

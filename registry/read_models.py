@@ -7,7 +7,6 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from projections.definition import check_definition
 from projections.errors import UnknownProjection
 from projections.projection import Projection
 from projections.table import Table
@@ -29,6 +28,9 @@ def known(references: Iterable[str] = ()) -> dict[str, Table[Any]]:
         InvalidProjection: one cannot be made a table.
     """
     tables: dict[str, Table[Any]] = {COMMAND_STATUS.projection.name: COMMAND_STATUS}
+    here = os.getcwd()  # noqa: PTH109 - as the path has it
+    if here not in sys.path:
+        sys.path.append(here)
     installed = [entry.value for entry in entry_points(group=GROUP)]
     for reference in [*installed, *references]:
         projection = _load(reference)
@@ -58,19 +60,15 @@ def find(names: Sequence[str], references: Iterable[str] = ()) -> list[Table[Any
 
 def _load(reference: str) -> Projection[Any]:
     module, _, path = reference.partition(":")
-    here = os.getcwd()  # noqa: PTH109 - as the path has it
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
         found: Any = import_module(module)
         for part in filter(None, path.split(".")):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+        projection = found() if isinstance(found, type) and issubclass(found, Projection) else found
+    except Exception as error:  # whatever the module does
         raise UnknownProjection(f"{reference!r} cannot be imported: {error}; write it as MODULE:CLASS") from error
-    projection = found() if isinstance(found, type) and issubclass(found, Projection) else found
     if isinstance(projection, Table):
         projection = projection.projection
     if not isinstance(projection, Projection):
         raise UnknownProjection(f"{reference!r} is no Projection, but {type(found).__name__}")
-    check_definition(projection)
     return projection

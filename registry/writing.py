@@ -367,11 +367,11 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
         Unavailable: there is nobody to ask, or no time left; calls may be unsettled, and some may have sent events.
     """
     known: dict[str, _Stream] = {}
-    most = min(len(writes), MOST_TOGETHER)
+    most, turn = min(len(writes), MOST_TOGETHER), 0
     while pending := [write for write in writes if not write.settled and (aside or not write.aside)]:
         yield from _resolve([write for write in pending if write.sent], known)
         yield from _find_keys(pending)
-        these = _together([write for write in pending if not write.settled], states)
+        these = _together([write for write in pending if not write.settled], states, turn)
         this_round = yield from _decide(these[:most], known, states, clock)
         known = {}
         if not this_round.events:
@@ -386,6 +386,7 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
             pass
         except Refused:
             known, moved = yield from _look_again(this_round, states)
+            turn += 1
             most = most if moved else _without_the_culprit(this_round, this_round.conflict())
         except Blocked:
             if aside:
@@ -491,10 +492,14 @@ def _answer_with(creation: Creation, first: _Stream | Exception) -> None:
         creation.give_up(first)
 
 
-def _together(writes: list[Write[Any]], states: States) -> list[Write[Any]]:
-    """Choose what goes in one statement: commands that are ours alone; else one that others write to, too."""
+def _together(writes: list[Write[Any]], states: States, turn: int) -> list[Write[Any]]:
+    """Choose what goes in one statement: commands that are ours alone; else one that others write to, too, by turns."""
     ours = [write for write in writes if not states.is_contested(write.command_id)]
-    return ours or [write for write in writes if write.command_id == writes[0].command_id]
+    if ours or not writes:
+        return ours
+    contested = list(dict.fromkeys(write.command_id for write in writes))
+    chosen = contested[turn % len(contested)]
+    return [write for write in writes if write.command_id == chosen]
 
 
 def _decide(writes: Sequence[Write[Any]], known: dict[str, _Stream], states: States, clock: Clock) -> Plan[_Round]:

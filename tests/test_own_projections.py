@@ -49,7 +49,7 @@ def test_the_example_is_the_same_replayed_and_page_by_page(example: Any) -> None
     replay_equals_incremental(example, command_logs())()
 
 
-def fail(registry: PostgresCommandRegistry, *codes: object) -> list[str]:
+def fail(registry: PostgresCommandRegistry, *codes: str | None) -> list[str]:
     ids = [registry.create_command("dep", "sync").command_id for _ in codes]
     for command_id, code in zip(ids, codes, strict=True):
         registry.complete_command(command_id, CommandState.FAILED, datetime.now(UTC), error={"code": code})
@@ -70,8 +70,9 @@ def test_the_example_is_followed_and_rebuilt_alike(example: Any, dsn: str, conne
         twin.apply(registry.export())
         stored = {row[0]: row for row in connection.execute("SELECT * FROM command_registry.errors_by_code")}
         assert twin.rows == stored
-        nothing_left = "DROP VIEW command_registry.errors_by_code; DROP TABLE command_registry.errors_by_code_v1"
-        connection.execute(f"{nothing_left}; DELETE FROM command_registry.projections WHERE name = 'errors_by_code'")
+        connection.execute("DROP VIEW command_registry.errors_by_code")
+        connection.execute("DROP TABLE command_registry.errors_by_code_v1")
+        connection.execute("DELETE FROM command_registry.projections WHERE name = 'errors_by_code'")
         connection.execute("DELETE FROM command_registry.projectors WHERE name = 'errors_by_code'")
         rebuild_table(registry.database, table, verify="full")
         assert connection.execute(query).fetchall() == rows

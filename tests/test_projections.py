@@ -288,7 +288,9 @@ def test_migrating_builds_the_read_model_of_a_log_that_is_not_empty(
     assert len(before) == 5
     for page in (1, 2, 3, 4, 5_000):
         shelf.execute("DROP TABLE command_registry.shelf_v1 CASCADE")
-        with pytest.raises(SchemaMismatch, match="read model shelf, version 1, is not in this database, or not whole yet"):
+        with pytest.raises(
+            SchemaMismatch, match="read model shelf, version 1, is not in this database, or not whole yet"
+        ):
             on(shelf, projections.check(SHELF))
         told: list[int] = []
         with pages_of(page, monkeypatch):

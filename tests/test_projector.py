@@ -669,10 +669,9 @@ def bitter(kind: type[Any], where: str) -> Table[Any]:
                     case "refused":
                         return (state.key, 2**70, state.digest, state.version)
                     case "null":
-                        return (state.key, state.events, None, state.version)
+                        return (None, state.events, state.digest, state.version)
             return super().row(state)  # type: ignore[no-any-return]
 
-    Bitter.columns = {name: f"{kind} NOT NULL" if name == "digest" else kind for name, kind in kind.columns.items()}
     return Table(Bitter())
 
 

@@ -25,7 +25,16 @@ from eventstore.errors import EventStoreError, Unavailable
 from eventstore.steps import Step
 from projections import Table, queries, rebuild, status, verification
 from projections import plans as projections
-from projections.errors import AlreadyRunning, NotEqual, PoisonEvent, ProjectionError, StillUsed, UnknownProjection
+from projections.definition import InvalidProjection
+from projections.errors import (
+    AlreadyRunning,
+    Fenced,
+    NotEqual,
+    PoisonEvent,
+    ProjectionError,
+    StillUsed,
+    UnknownProjection,
+)
 from projections.postgres import Projector, Rebuilt, rebuild_table
 from projections.projector import Follower, lease, new_owner
 from projections.rebuild import Progress, Verify
@@ -620,9 +629,16 @@ def test_a_second_rebuild_is_told_who_is_at_it_for_as_long_as_that_takes(
     shelf.execute("DELETE FROM command_registry.projections WHERE version = 2 AND NOT in_force")
     on(shelf, rebuild.switch("shelf", 1))
     shelf.execute("DELETE FROM command_registry.projections WHERE version = 2")
-    another.execute("LOCK TABLE command_registry.shelf_v2 IN ROW EXCLUSIVE MODE")  # as one who writes to it
+    locked: list[Progress] = []
+
+    def lock(progress: Progress) -> None:
+        """Hold the table, as one who writes to it, once it is being filled."""
+        if not locked:
+            locked.append(progress)
+            another.execute("LOCK TABLE command_registry.shelf_v2 IN ROW EXCLUSIVE MODE")
+
     with leases_of(0.3):
-        build = rebuilds(aside, database, NEXT)
+        build = rebuilds(aside, database, NEXT, told=lock)
         until(lambda: backends(shelf, waiting=True), "an index to wait for the lock")
         kept = leases(shelf)
         owner = str(shelf.execute(OWNER).fetchall()[0][0])
@@ -660,6 +676,38 @@ def test_after_a_kill_the_next_rebuild_begins_when_the_lease_has_run_out_and_not
     [(began,)] = shelf.execute("SELECT min(updated_at) FROM command_registry.projections WHERE version = 2").fetchall()
     assert began > killed
     check_equal(shelf, NEXT)
+
+
+def test_one_who_stalls_at_the_beginning_changes_nothing_after_another_has_built_it(
+    dsn: str, shelf: Connection, database: Database
+) -> None:
+    stock(shelf, SHELF, books(30))
+    stalled = Follower(NEXT, "stalled", builds=True)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        begins = ByHand(rebuild.begin(stalled), connection)
+        while stalled.token < 0:
+            begins.take()
+        shelf.execute("UPDATE command_registry.projectors SET lease_until = NULL")  # as when it has run out
+        assert rebuild_table(database, NEXT).switched
+        rows = check_equal(shelf, NEXT)
+        with pytest.raises(Fenced):
+            begins.to_the_end()
+    assert check_equal(shelf, NEXT) == rows
+
+
+def test_a_writer_cannot_say_what_the_owner_is_to_run(shelf: Connection) -> None:
+    shelf.execute("SET ROLE command_registry_writer")
+    for column in ("view_definition = 'SELECT 1'", "phase = 'built'", "inline = true"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            shelf.execute(f"UPDATE command_registry.projectors SET {column}")  # noqa: S608
+    shelf.execute("UPDATE command_registry.projectors SET owner = 'me', position = position")
+    shelf.execute("RESET ROLE")
+
+
+def test_no_table_has_a_name_that_postgres_would_take_for_another() -> None:
+    for name in ("Upper", "events", "a b", "x_v1"):
+        with pytest.raises(InvalidProjection, match="name: must"):
+            Table(type("Odd", (type(SHELF.projection),), {"name": name})())
 
 
 # In place.
@@ -813,6 +861,22 @@ def test_a_read_model_of_several_streams_is_built_in_the_order_of_the_log_and_ve
     assert check_equal(shelf, BORROWERS) == rows
     with pytest.raises(ProjectionError, match="cannot be built anew in place: give the projection its next version"):
         rebuild_table(database, BORROWERS)
+
+
+def test_a_read_model_of_several_streams_waits_for_what_is_held_back_before_it_is_put_in_force(
+    dsn: str, shelf: Connection, database: Database, another: Connection, aside: ThreadPoolExecutor
+) -> None:
+    another.execute("SELECT pg_current_xact_id()")  # open before all that follows
+    stock(shelf, SHELF, books(5), ["Ada"])
+    build = rebuilds(aside, database, BORROWERS)
+    name = BORROWERS.projection.name
+    query = "SELECT last_error FROM command_registry.projectors WHERE name = %s"
+    [(error,)] = until(lambda: [row for row in shelf.execute(query, (name,)) if row[0]], "it to say what it waits for")
+    assert f"waiting for pid {another.info.backend_pid} in database" in error
+    assert in_force(shelf, name) is None
+    another.rollback()
+    assert build.result(60).compared > 0
+    assert in_force(shelf, name) == 1
 
 
 # Poison.

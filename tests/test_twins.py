@@ -351,6 +351,12 @@ def test_the_row_of_another_key_is_told(key: Any) -> None:
         as_stored(of_types(value="text"), "key", (key, "a"))
 
 
+@pytest.mark.parametrize("version", [None, 0, -1])
+def test_a_row_without_its_streams_version_is_told(version: Any) -> None:
+    with pytest.raises(InvalidRow, match=f"version is {version}: the stream's version is to be there, 1 or more"):
+        as_stored(Shelf(), "a", (*Shelf().row(Book("a", "Emma"))[:-1], version))
+
+
 def test_a_key_and_an_index_are_as_long_as_a_b_tree_surely_takes(connection: psycopg.Connection[Any]) -> None:
     projection = type(
         "Indexed", (Borrowers,), {"name": "typed", "indexes": (Index(("borrower", "last_book")), Index(("loans",)))}

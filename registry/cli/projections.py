@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eventstore.errors import Unavailable
+from eventstore.steps import Blocked
 from projections import rebuild as building
 from projections import status as statuses
 from projections.errors import NotCaughtUp, StillUsed
@@ -31,6 +32,7 @@ __all__ = ["prune", "rebuild", "run", "skip", "status", "switch"]
 
 _WATCH_SECONDS: Final = 1.0
 _TOLD_SECONDS: Final = 10.0
+_MOST_BEHIND: Final = 1_000
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The read model: command_status, or another one.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which read models. Default: all.")]
@@ -160,7 +162,7 @@ class _Bar:
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]} events/s"),
             TimeRemainingColumn(),
-            TextColumn("[red]{task.fields[error]}"),
+            TextColumn("{task.fields[error]}", style="red", markup=False),
         )
         self._bar = Bar(*columns, console=console, transient=True)
         self._task = self._bar.add_task(table.full_name, total=None, rate="", error="")
@@ -356,8 +358,18 @@ def switch(
     number = _table(name, modules).projection.version if version is None else version
     with database(dsn, pooler, pool_size=1) as opened:
         before = opened.run(building.in_force(name))
+        _check_lag(opened.run(statuses.overview()), name, number)
         opened.run(building.switch(name, number))
     facts("switched", [("in force", f"{name}_v{number}"), ("before", f"{name}_v{before}" if before else "none")])
+
+
+def _check_lag(found: Overview, name: str, version: int) -> None:
+    for each in found.projections:
+        if (each.name, each.version) == (name, version) and each.lag is not None and each.lag.events > _MOST_BEHIND:
+            raise Stop(
+    """Drop the tables of versions older than the one in force, once nobody uses them; newer ones only if named.
+                "`projections rebuild` build it"
+            )
 
 
 @command(PROJECTIONS, "command-registry projections prune", "command-registry projections prune --yes --observe 60")
@@ -374,15 +386,17 @@ def prune(
     pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
-    """Drop the tables of versions that are not in force, once nobody uses them.
+    """Drop the tables of versions older than the one in force, once nobody uses them; of those named, newer ones too.
 
     A table that somebody builds, follows, reads or writes meanwhile stays. Nothing is lost: the log has it all.
     """
     dropped, kept = [], []
     with database(dsn, pooler, pool_size=1) as opened:
         found = opened.run(statuses.overview()).projections
-        old = [each for each in found if not each.in_force and (not names or each.name in names)]
-        old = [each for each in old if any(other.name == each.name and other.in_force for other in found)]
+        in_force = {each.name: each.version for each in found if each.in_force}
+        old = [each for each in found if each.version < in_force.get(each.name, 0) or each.name in (names or ())]
+        old = [each for each in old if not each.in_force and each.name in in_force]
+        old = [each for each in old if not names or each.name in names]
         if old and not yes:
             if not sys.stdin.isatty():
                 raise Stop(
@@ -393,7 +407,7 @@ def prune(
             try:
                 opened.run(statuses.prune(each.name, each.version, observe), timeout=observe + 30, lasting=True)
                 dropped.append(f"{each.name}_v{each.version}")
-            except StillUsed as error:
+            except (StillUsed, Blocked) as error:
                 kept.append(str(error))
     if as_json:
         print_json({"dropped": dropped, "kept": kept})

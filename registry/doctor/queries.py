@@ -120,8 +120,8 @@ MISSING_PRIVILEGES: Final[LiteralString] = """
     ) AS needed
     WHERE NOT CASE needed.privilege
         WHEN 'USAGE' THEN has_sequence_privilege(%s::name, needed.relation, needed.privilege)
-        WHEN 'INSERT' THEN has_any_column_privilege(%s::name, needed.relation, needed.privilege)
-        ELSE has_table_privilege(%s::name, needed.relation, needed.privilege)
+        WHEN 'SELECT' THEN has_table_privilege(%s::name, needed.relation, needed.privilege)
+        ELSE has_any_column_privilege(%s::name, needed.relation, needed.privilege)
     END
 """
 
