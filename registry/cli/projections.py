@@ -367,7 +367,7 @@ def _check_lag(found: Overview, name: str, version: int) -> None:
     for each in found.projections:
         if (each.name, each.version) == (name, version) and each.lag is not None and each.lag.events > _MOST_BEHIND:
             raise Stop(
-    """Drop the tables of versions older than the one in force, once nobody uses them; newer ones only if named.
+                f"{name}_v{version} is {_lag(each)} behind the log: let `projections run` bring it up first, or "
                 "`projections rebuild` build it"
             )
 
@@ -386,7 +386,7 @@ def prune(
     pooler: Pooler = None,
     _debug: Debug = False,
 ) -> None:
-    """Drop the tables of versions older than the one in force, once nobody uses them; of those named, newer ones too.
+    """Drop the tables of versions older than the one in force, once nobody uses them; newer ones only if named.
 
     A table that somebody builds, follows, reads or writes meanwhile stays. Nothing is lost: the log has it all.
     """
