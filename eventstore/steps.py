@@ -169,6 +169,11 @@ class _Execution(Generic[T]):
             return True
         return False
 
+    def not_lent(self, error: Unavailable) -> None:
+        """Tell the plan that there was no connection in time, or what took up that time."""
+        spent = self.metrics.trouble and self.time_left <= 0
+        self.throw(Unavailable(self.metrics.trouble) if spent else error)
+
     def throw(self, error: Exception) -> None:
         self._advance(lambda: self._plan.throw(error))
 
@@ -306,7 +311,7 @@ def run(
         except _Reconnect as lost:
             time.sleep(execution.lost(lost))
         except Unavailable as error:
-            execution.throw(error)
+            execution.not_lent(error)
     return execution.result
 
 
@@ -377,7 +382,7 @@ async def arun(
             if pause := execution.lost(lost):
                 await asyncio.sleep(pause)
         except Unavailable as error:
-            execution.throw(error)
+            execution.not_lent(error)
     return execution.result
 
 

@@ -210,11 +210,24 @@ def test_under_load_no_crash_of_the_server_loses_or_doubles_a_call(kind: str) ->
                 goal = len(load.answers) + 200
                 until(lambda goal=goal: len(load.answers) >= goal, "calls to be answered")  # type: ignore[misc]
                 crash(server.dsn)
+        connected(server.dsn).close()
         load.check(server.dsn)
     print(f"{len(load.called)} calls, {load.metrics.reconnections} reconnections")
 
 
 def crash(dsn: str) -> None:
     """Kill a backend, so that the server ends all others, and recovers."""
-    with psycopg.connect(dsn, autocommit=True) as victim:
+    with connected(dsn) as victim:
         os.kill(victim.info.backend_pid, signal.SIGKILL)
+
+
+def connected(dsn: str) -> psycopg.Connection[Any]:
+    """Connect to a server that may still be recovering."""
+
+    def connect() -> list[psycopg.Connection[Any]]:
+        try:
+            return [psycopg.connect(dsn, autocommit=True)]
+        except psycopg.OperationalError:
+            return []
+
+    return until(connect, "the server to recover")[0]
