@@ -6,8 +6,11 @@ from typing import Any
 import psycopg
 
 from eventstore import OutcomeUnknown
+from eventstore.plans import Writer, oldest_writer
+from tests.lending import on
+from tests.waiting import until
 
-__all__ = ["backends", "by_request", "deadlocks", "is_stored", "terminate", "types"]
+__all__ = ["backends", "by_request", "deadlocks", "is_stored", "terminate", "types", "until_named"]
 
 
 def backends(observer: psycopg.Connection[Any], *, waiting: bool = False) -> list[int]:
@@ -60,3 +63,13 @@ def deadlocks(observer: psycopg.Connection[Any]) -> int:
     """Count the deadlocks that the server has found in this database."""
     [(count,)] = observer.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     return int(count)
+
+
+def until_named(connection: psycopg.Connection[Any], name: str) -> Writer:
+    """Wait until a writer is the oldest of the server: transactions of other tests come and go."""
+
+    def named() -> list[Writer]:
+        oldest = on(connection, oldest_writer())
+        return [oldest] if oldest is not None and oldest.name == name else []
+
+    return until(named, f"{name} to be named")[0]

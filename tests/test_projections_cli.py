@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from registry import PostgresCommandRegistry
 from registry.cli.app import app
+from tests.observing import until_named
 from tests.test_cli import CommandLine, start
 from tests.waiting import until
 
@@ -252,15 +253,18 @@ def test_poison_is_told_shown_and_may_be_left_out(
 # Looking.
 
 
-def test_status_names_whoever_holds_readers_back(cli: CommandLine, dsn: str, commands: list[str]) -> None:
+def test_status_names_whoever_holds_readers_back(
+    cli: CommandLine, dsn: str, commands: list[str], connection: psycopg.Connection[Any]
+) -> None:
     with psycopg.connect(dsn) as other:
         other.execute("CREATE TEMPORARY TABLE held (n int)")
+        until_named(connection, f"pid {other.info.backend_pid}")
         found = cli.json("projections", "status")["held_back_by"]
         assert found["name"] == f"pid {other.info.backend_pid}"
         assert found["database"] == other.info.dbname
         assert f"pg_terminate_backend({other.info.backend_pid})" in cli.text("projections", "status")
         other.rollback()
-    assert cli.json("projections", "status")["held_back_by"] is None
+    until(lambda: cli.json("projections", "status")["held_back_by"] is None, "nobody to hold them back")
 
 
 def test_watching_shows_it_again_until_it_is_interrupted(cli: CommandLine, commands: list[str]) -> None:

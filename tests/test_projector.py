@@ -21,7 +21,6 @@ from psycopg.sql import SQL, Identifier
 from eventstore import Conflict, InvalidEvent, LogPosition, NewEvent, StreamEvent, plans
 from eventstore.database import Database
 from eventstore.errors import Unavailable
-from eventstore.plans import Writer
 from eventstore.steps import Step
 from projections import Table, Values, postgres, projector, queries, rebuild, status
 from projections.errors import AlreadyRunning, Fenced, NotCaughtUp, PoisonEvent, StillUsed, UnknownProjection
@@ -34,6 +33,7 @@ from tests.by_hand import ByHand, one
 from tests.conftest import Databases
 from tests.lending import SHELF, acquired, lent, on, record
 from tests.load import chosen_seed
+from tests.observing import until_named
 from tests.proxy import Fault, proxied
 from tests.rebuilding import let_the_lease_run_out
 from tests.shelves import NextShelf, NextStatus, rows_of
@@ -531,16 +531,6 @@ def open_transaction(dsn: str) -> Iterator[Connection]:
     with psycopg.connect(dsn) as blocker:
         blocker.execute("SELECT pg_current_xact_id()")
         yield blocker
-
-
-def until_named(connection: Connection, name: str) -> Writer:
-    """Wait until a writer is the oldest of the server: transactions of other tests come and go."""
-
-    def named() -> list[Writer]:
-        oldest = on(connection, status.overview()).held_back_by
-        return [oldest] if oldest is not None and oldest.name == name else []
-
-    return until(named, f"{name} to be named")[0]
 
 
 def complaint(tail: Following, **arguments: Any) -> str:

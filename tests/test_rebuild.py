@@ -45,7 +45,7 @@ from tests.by_hand import ByHand
 from tests.callers import NOON, callers, created
 from tests.lending import SHELF, Shelf, acquired, lent, on, record, returned
 from tests.load import chosen_seed, under_load
-from tests.observing import backends, terminate
+from tests.observing import backends, terminate, until_named
 from tests.rebuilding import (
     Dies,
     Job,
@@ -867,6 +867,7 @@ def test_a_read_model_of_several_streams_waits_for_what_is_held_back_before_it_i
     dsn: str, shelf: Connection, database: Database, another: Connection, aside: ThreadPoolExecutor
 ) -> None:
     another.execute("SELECT pg_current_xact_id()")  # open before all that follows
+    until_named(shelf, f"pid {another.info.backend_pid}")
     stock(shelf, SHELF, books(5), ["Ada"])
     build = rebuilds(aside, database, BORROWERS)
     name = BORROWERS.projection.name

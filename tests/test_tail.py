@@ -25,6 +25,7 @@ from registry.cli import following
 from registry.cli.following import Choice, Reader, begin
 from registry.events import CODEC
 from tests.by_hand import ByHand
+from tests.observing import until_named
 from tests.proxy import proxied
 from tests.test_cli import CommandLine, exported, start
 from tests.waiting import until
@@ -562,17 +563,25 @@ def test_a_connection_lost_for_a_moment_is_told_of_once(dsn: str, registry: Post
 
 
 def test_what_holds_readers_back_is_named_once(
-    dsn: str, database: Database, registry: PostgresCommandRegistry, monkeypatch: pytest.MonkeyPatch
+    dsn: str,
+    database: Database,
+    registry: PostgresCommandRegistry,
+    connection: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(following, "HELD_BACK", 0.0)
     monkeypatch.setattr("registry.doctor.log.LONG", 0.0)
     watched = Watched(database)
     with psycopg.connect(dsn) as blocker:
 
+        def block() -> None:
+            blocker.execute("SELECT pg_current_xact_id()")
+            until_named(connection, f"pid {blocker.info.backend_pid}")
+
         def script() -> Iterator[None]:
             yield
             assert watched.notes == []  # nothing waits for the transaction that is to come
-            blocker.execute("SELECT pg_current_xact_id()")
+            block()
             yield
             assert watched.notes == []
             create(registry)
@@ -583,7 +592,7 @@ def test_what_holds_readers_back_is_named_once(
             blocker.commit()
             while not watched.shown:
                 yield
-            blocker.execute("SELECT pg_current_xact_id()")
+            block()
             create(registry)
             for _ in range(3):
                 yield
