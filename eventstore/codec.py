@@ -17,15 +17,7 @@ from pydantic import BaseModel, JsonValue
 from eventstore.errors import InvalidEvent, UnknownEventType, UpcastFailed
 from eventstore.event import NewEvent, StreamEvent
 
-__all__ = [
-    "MAX_JSON_BYTES",
-    "MAX_JSON_DEPTH",
-    "EventCodec",
-    "EventType",
-    "Upcaster",
-    "encode_json",
-    "json_text",
-]
+__all__ = ["MAX_JSON_BYTES", "MAX_JSON_DEPTH", "EventCodec", "EventType", "Upcaster", "encode_json", "json_text"]
 
 MAX_JSON_DEPTH = 64
 """How deep arrays and objects of a free JSON value may nest."""

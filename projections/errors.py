@@ -8,6 +8,9 @@ EventStoreError
     ├── NotCaughtUp         (TimeoutError) the read model did not reach a position in time
     ├── NotEqual            what was built is not what the log says
     ├── StillUsed           a table that somebody may still read or write is not dropped
+    ├── InvalidProjection   (ValueError, in `definition`) what a projection says of itself can be no table
+    ├── InvalidRow          (ValueError, in `memory`) a row that its table could not hold
+    ├── Gap                 (ValueError, in `memory`) an event before this one was left out
     └── UnknownProjection   (LookupError) there is none of this name, or of this version
 """
 

@@ -6,13 +6,13 @@ An inline projection has one row for each stream, written by the statement that 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, LiteralString, TypeVar
+from typing import Any, Final, Generic, LiteralString, TypeVar
 
 from psycopg.sql import SQL, Identifier
 
 from eventstore import plans as log
 from eventstore import queries as log_queries
-from eventstore.errors import SchemaMismatch
+from eventstore.errors import SchemaMismatch, UnknownEventType
 from eventstore.event import StreamEnd, StreamEvent
 from eventstore.steps import Plan, Row, Sender, Step
 from projections import queries
@@ -27,6 +27,7 @@ __all__ = [
     "append_step",
     "check",
     "load",
+    "load_each",
     "load_many",
     "read_rows",
 ]
@@ -66,6 +67,23 @@ def load_many(table: Table[S], stream_ids: Sequence[str]) -> Plan[dict[str, Load
     loaded = {}
     for stream_id, version, event_hash, *row in rows:
         loaded[stream_id] = yield from _repaired(table, stream_id, StreamEnd(version, event_hash), tuple(row))
+    return loaded
+
+
+UNREADABLE: Final = (UnknownEventType, ValueError, AssertionError)
+"""What reading a stream raises that a later version of the software, or a hand in the tables, has written."""
+
+
+def load_each(table: Table[S], stream_ids: Sequence[str]) -> Plan[dict[str, Loaded[S] | Exception]]:
+    """Load streams as `load_many` does; or of one that cannot be read, why: the others still are."""
+    try:
+        return {**(yield from load_many(table, stream_ids))}
+    except UNREADABLE as error:
+        if len(stream_ids) == 1:
+            return {stream_ids[0]: error}
+    loaded: dict[str, Loaded[S] | Exception] = {}
+    for stream_id in stream_ids:
+        loaded |= yield from load_each(table, [stream_id])
     return loaded
 
 

@@ -310,10 +310,7 @@ class _Folded(Generic[S]):
 
     def _fold(self, key: str, event: StreamEvent) -> None:
         if (event.stream_id, event.version) not in self._skips:
-            try:
-                self._states[key] = self._table.projection.fold(self._states.get(key), event)
-            except Exception as error:  # whatever it is: it is the event's
-                raise PoisonEvent(self._table.name, event, error) from error
+            self._states[key] = self._table.fold(self._states.get(key), event)
             self._changed[key] = None
         self._versions[key] = event.version
 

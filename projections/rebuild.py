@@ -186,12 +186,8 @@ class _Fold(Generic[S]):
         for event in events:
             if event.stream_id != self._stream_id:
                 self._stream_id, self._state = event.stream_id, None
-            if (event.stream_id, event.version) in self.skips:
-                continue
-            try:
-                self._state = states[event.stream_id] = self.table.projection.fold(self._state, event)
-            except Exception as error:  # whatever it is: it is the event's
-                raise PoisonEvent(self.table.name, event, error) from error
+            if (event.stream_id, event.version) not in self.skips:
+                self._state = states[event.stream_id] = self.table.fold(self._state, event)
         return states
 
 
@@ -333,11 +329,15 @@ def switch(name: str, version: int) -> Plan[int]:
             f"command-registry projections rebuild {name}"
         )
     everything = SQL(queries.EVERYTHING).format(table=Identifier(SCHEMA, f"{name}_v{version}")).as_string()
-    for _ in range(_ATTEMPTS):
-        with suppress(Blocked):
-            return (yield from in_transaction(_put_in_force(name, version, rows[0][0] or everything)))
+    definition, attempts = rows[0][0] or everything, 0
+    while True:
+        try:
+            return (yield from in_transaction(_put_in_force(name, version, definition)))
+        except Blocked:
+            attempts += 1
+            if attempts > _ATTEMPTS:
+                raise
         yield Step(log_queries.PAUSE)  # for the others who read the view: they wait behind us
-    return (yield from in_transaction(_put_in_force(name, version, rows[0][0] or everything)))
 
 
 def in_force(name: str) -> Plan[int | None]:

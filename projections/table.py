@@ -7,9 +7,11 @@ from typing import Any, Final, Generic, LiteralString, TypeVar
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
+from eventstore.event import StreamEvent
 from eventstore.steps import Row
 from projections import queries
 from projections.definition import check_definition
+from projections.errors import PoisonEvent
 from projections.projection import Projection, StreamProjection, Values
 
 __all__ = ["SCHEMA", "Table"]
@@ -47,6 +49,17 @@ class Table(Generic[S]):
     def identifier(self) -> Identifier:
         """The same, quoted, to make SQL of."""
         return Identifier(SCHEMA, self.name)
+
+    def fold(self, state: S | None, event: StreamEvent) -> S:
+        """Fold an event.
+
+        Raises:
+            PoisonEvent: the projection cannot.
+        """
+        try:
+            return self.projection.fold(state, event)
+        except Exception as error:  # whatever it is: it is the event's
+            raise PoisonEvent(self.name, event, error) from error
 
     def create(self) -> Iterator[Composed]:
         """Give the statements that create the table, if it is missing."""
@@ -122,7 +135,8 @@ class Table(Generic[S]):
                 SQL("{0} = excluded.{0}").format(Identifier(name)) for name in self._columns if name != key
             ),
         )
-        return statement + SQL(queries.UNLESS_NEWER) if "version" in columns else statement
+        by_stream = isinstance(self.projection, StreamProjection)
+        return statement + SQL(queries.UNLESS_NEWER) if by_stream else statement
 
     def upsert_params(self, rows: Sequence[Values]) -> tuple[list[Any], ...]:
         """Turn rows into the parameters of `upsert`."""

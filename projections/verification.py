@@ -115,10 +115,9 @@ def verify(table: Table[S], progress: Callable[[int], None] = lambda _: None) ->
 def _compare(table: Table[S], streams: list[_Stream[S]], report: Report) -> Plan[None]:
     if not streams:
         return
-    rows = yield Step(table.select_rows, ([stream.stream_id for stream in streams],))
-    by_key = {row[0]: table.values(row) for row in rows}
+    rows = yield from read_rows(table, [stream.stream_id for stream in streams])
     for stream in streams:
-        report.add(*stream.compare(by_key.get(stream.stream_id)))
+        report.add(*stream.compare(rows.get(stream.stream_id)))
     report.streams += len(streams)
 
 

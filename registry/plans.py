@@ -12,7 +12,6 @@ from projections import plans as projections
 from projections import rebuild
 from registry.command_status import COMMAND_STATUS, SELECT_OVERDUE
 from registry.models import CommandStatus
-from registry.writing import UNREADABLE
 
 __all__ = ["StatusRead", "check", "events", "migrate", "overdue", "read_all"]
 
@@ -50,18 +49,13 @@ class StatusRead(Call[CommandStatus | None]):
 
 def read_all(reads: Sequence[StatusRead], lane: int | None = None) -> Plan[None]:  # noqa: ARG001 - any lane reads alike
     """Answer reads of many callers, as of one moment."""
-    try:
-        found = yield from projections.load_many(COMMAND_STATUS, list(dict.fromkeys(read.command_id for read in reads)))
-    except UNREADABLE as error:
-        if len(reads) == 1:
-            reads[0].fail(error)
-            return
-        for read in reads:  # a hand in the table, or a later version's event: the others can still be read
-            yield from read_all([read])
-        return
+    found = yield from projections.load_each(COMMAND_STATUS, list(dict.fromkeys(read.command_id for read in reads)))
     for read in reads:
         loaded = found.get(read.command_id)
-        read.answer(None if loaded is None else loaded.state)
+        if isinstance(loaded, Exception):  # a hand in the table, or a later version's event: the others can be read
+            read.fail(loaded)
+        else:
+            read.answer(None if loaded is None else loaded.state)
 
 
 def events(command_id: str) -> Plan[list[RecordedEvent]]:

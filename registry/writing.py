@@ -29,7 +29,7 @@ import psycopg
 from eventstore import queries as log_queries
 from eventstore.batching import LANES, Call, Work
 from eventstore.codec import encode_json
-from eventstore.errors import Conflict, EventStoreError, OutcomeUnknown, Unavailable, UnknownEventType
+from eventstore.errors import Conflict, EventStoreError, OutcomeUnknown, Unavailable
 from eventstore.event import NewEvent, StreamEnd, StreamEvent
 from eventstore.hashing import chain
 from eventstore.steps import Blocked, Lost, Plan, Refused, Step, Withdrawn
@@ -58,9 +58,6 @@ MOST_TOGETHER: Final = 1_000
 
 PATIENCE: Final = 100
 """How long a statement of several calls waits for somebody else's transaction, in milliseconds."""
-
-UNREADABLE: Final = (UnknownEventType, ValueError, AssertionError)
-"""What reading a command raises that a later version of the software, or a hand in the tables, has written."""
 
 PATIENT_SHARE: Final = 0.8
 """How much of the time it has a call that goes aside waits for somebody else's transaction."""
@@ -545,20 +542,11 @@ def _read_for(writes: Sequence[Write[Any]]) -> Plan[dict[str, _Stream]]:
 
 def _read_each(command_ids: Sequence[str]) -> Plan[dict[str, _Stream | Exception]]:
     """Read commands, or else why they cannot be read."""
-    try:
-        return {**(yield from _read(command_ids))}
-    except UNREADABLE as error:
-        if len(command_ids) == 1:
-            return {command_ids[0]: error}
-    read: dict[str, _Stream | Exception] = {}
-    for command_id in command_ids:
-        read |= yield from _read_each([command_id])
-    return read
-
-
-def _read(command_ids: Iterable[str]) -> Plan[dict[str, _Stream]]:
-    loaded = yield from projections.load_many(COMMAND_STATUS, list(command_ids))
-    return {command_id: _Stream(found.end, found.end, found.state, fresh=True) for command_id, found in loaded.items()}
+    loaded = yield from projections.load_each(COMMAND_STATUS, command_ids)
+    return {
+        command_id: found if isinstance(found, Exception) else _Stream(found.end, found.end, found.state, fresh=True)
+        for command_id, found in loaded.items()
+    }
 
 
 def _look_again(this_round: _Round, states: States) -> Plan[tuple[dict[str, _Stream], bool]]:

@@ -36,7 +36,7 @@ from registry.models import DeploymentModel, ResourceType
 from registry.testing import command_logs
 from tests.by_hand import one
 from tests.lending import NOON, Book, Lent, Returned, Shelf, acquired, event, exactly, instants, lent, on, returned
-from tests.shelves import Borrowers, Loans
+from tests.shelves import Borrowers, Careless, Impure, Loans
 
 
 def log_of(*appended: tuple[str, NewEvent]) -> list[RecordedEvent]:
@@ -439,27 +439,6 @@ class MutatesWithoutEquality(Spoils):
         return state
 
 
-class Counts(Shelf):
-    """Gives another answer each time."""
-
-    times: ClassVar[Any] = itertools.count()
-
-    def fold(self, state: Book | None, event: StreamEvent) -> Book:
-        return replace(super().fold(state, event), fee=next(self.times))
-
-
-class RaisesLater(Shelf):
-    """Folds each event once."""
-
-    seen: ClassVar[set[bytes]] = set()
-
-    def fold(self, state: Book | None, event: StreamEvent) -> Book:
-        if event.hash in self.seen:
-            raise KeyError("again")
-        self.seen.add(event.hash)
-        return super().fold(state, event)
-
-
 class Remembers(Shelf):
     """Keeps what it saw in itself, and not in the state."""
 
@@ -540,8 +519,8 @@ FAULTY = [
     (Raises, AssertionError, r"row\(state\(r\)\) raised RuntimeError: not written yet"),
     (Mutates, AssertionError, r"at version 4 of stream 'a' \(Lent\): fold changes the state that it is given"),
     (MutatesWithoutEquality, AssertionError, "fold changes the state that it is given"),
-    (Counts, AssertionError, "fold is not pure: the second time, fee is 8, and was 7"),
-    (RaisesLater, AssertionError, "is not pure: it went well before, and now raised KeyError: 'again'"),
+    (Impure, AssertionError, "fold is not pure: the second time, fee is 8, and was 7"),
+    (Careless, AssertionError, "is not pure: it went well before, and now raised KeyError: 'again'"),
     (Hides, AssertionError, r"shelf, row 'a': in pages of 1, fee is 1; folded in one go, it is 4"),
     (Remembers, AssertionError, r"shelf, row 'a': in pages of 1, fee is 1; folded in one go, it is 2"),
     (NoVersion, AssertionError, "the row's version is 1, and that of its stream's last event 2"),
@@ -554,8 +533,8 @@ FAULTY = [
 
 @pytest.mark.parametrize(("kind", "error", "told"), FAULTY, ids=[kind.__name__ for kind, _, _ in FAULTY])
 def test_a_faulty_projection_is_found_out(kind: type[Projection[Any]], error: type[Exception], told: str) -> None:
-    RaisesLater.seen.clear()
-    Counts.times = itertools.count()
+    Careless.seen.clear()
+    Impure._times = itertools.count()
     with pytest.raises(error, match=told):
         check_projection(kind(), LOG)
 
