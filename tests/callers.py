@@ -20,16 +20,21 @@ LONGEST: Final = 60.0
 
 
 class Call:
-    """One call of a registry, to be made by whoever is told to. A write has `request_id` in its context."""
+    """One call of a registry, to be made by whoever is told to. A write has `request_id` in its context.
 
-    def __init__(self, name: str, *args: Any, request_id: str | None = None, **settings: Any) -> None:
-        self.name, self.args, self.settings = name, args, settings
+    `client`: who makes it instead of the registry (one of a recorder, say).
+    """
+
+    def __init__(
+        self, name: str, *args: Any, request_id: str | None = None, client: Any = None, **settings: Any
+    ) -> None:
+        self.name, self.args, self.settings, self._client = name, args, settings, client
         if request_id is not None:
             self.settings["context"] = EventContext(request_id=request_id)
 
     def on(self, registry: Any) -> Any:
         """Make it; of an asynchronous registry, the coroutine."""
-        return getattr(registry, self.name)(*self.args, **self.settings)
+        return getattr(self._client or registry, self.name)(*self.args, **self.settings)
 
     def __repr__(self) -> str:
         return f"{self.name}{self.args}"
@@ -190,7 +195,7 @@ def one(opened: Callers, name: str, *args: Any, **settings: Any) -> Any:
     return call.result(LONGEST)
 
 
-def created(opened: Callers, number: int = 1) -> list[str]:
-    """Create commands, and give their ids."""
-    calls = opened.at_once([Call("create_command", "dep", "sync", timeout=LONGEST) for _ in range(number)])
-    return [call.result(LONGEST).command_id for call in calls]
+def created(opened: Callers, number: int = 1, client: Any = None) -> list[str]:
+    """Create commands, and give their ids; `client`: of a recorder, who records that."""
+    calls = [Call("create_command", "dep", "sync", timeout=LONGEST, client=client) for _ in range(number)]
+    return [call.result(LONGEST).command_id for call in opened.at_once(calls)]

@@ -1,27 +1,46 @@
-"""A load of many callers, and what the log says of their calls afterwards."""
+"""A load of many callers, recorded: afterwards, one order of the calls explains every answer, and the log holds each.
+
+A seed decides what every caller calls, and is printed: COMMAND_REGISTRY_TEST_SEED=... makes the same choices again.
+"""
 
 import os
 import random
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psycopg
 
 from eventstore.metrics import Metrics
-from registry import CommandState, PostgresCommandRegistry
+from registry import (
+    CommandState,
+    IdempotencyConflict,
+    InvalidTransition,
+    OutcomeUnknown,
+    PostgresCommandRegistry,
+    Unavailable,
+)
+from registry.testing.histories import check_history
+from registry.testing.linearizability import Logged
+from registry.testing.recording import Recorder
 from tests.callers import LONGEST, NOON, Call, Callers, Script, callers, created
-from tests.observing import by_request
+from tests.observing import logged
 
-__all__ = ["Load", "chosen_seed", "under_load"]
+__all__ = ["ANY_OUTCOME", "Load", "chosen_seed", "under_load"]
 
 SEED: Final = "COMMAND_REGISTRY_TEST_SEED"
 SHARED: Final = 8
 """Commands that all the callers write to."""
 RIVALS: Final = 2
+LATER: Final = NOON + timedelta(days=1)
+
+Errors: TypeAlias = tuple[type[Exception], ...]
+ANY_OUTCOME: Final[Errors] = (Unavailable, OutcomeUnknown)
+"""What a caller may be told while the server is away longer than a call may take."""
 
 
 def chosen_seed() -> int:
@@ -32,61 +51,32 @@ def chosen_seed() -> int:
 
 
 class Load:
-    """What callers have called so far, by request id, what they were told, and who waits for an answer."""
+    """Callers that call at random until the load ends.
 
-    def __init__(self, seed: int, shared: Sequence[str], registry: Any) -> None:
-        self._seed, self._shared = seed, shared
-        self.database: Any = registry.database
-        self.metrics: Metrics = registry.stats()
-        self.called: dict[str, Call] = {}
-        self.answers: dict[str, Any] = {}
-        self.waiting: set[int] = set()
+    `tolerates`: the errors that a caller may be told, beside refusals. `waiting`: the callers that have no answer yet.
+    """
+
+    def __init__(self, seed: int, recorder: Recorder, tolerates: Errors = ()) -> None:
+        self._seed, self._tolerates = seed, tolerates
+        self.recorder = recorder
+        self.shared: list[str] = []
+        self.registry: Any = None
+        """The one that most of the callers share."""
+        self.metrics = Metrics()
+        self.waiting: set[str] = set()
+        self.answered = 0
+        self.told: Counter[str] = Counter()
+        """How often a call raised an error of a class."""
         self.ends = False
 
-    def caller(self, number: int) -> Script:
-        """Call, at random, until the load ends; some calls are about commands that others call about, too."""
-        dice = random.Random(f"{self._seed}/{number}")  # noqa: S311 - to be replayed
-        own, version, turn = "", 0, 0
-        while not self.ends:
-            turn += 1
-            request_id = f"{number}/{turn}"
-            match dice.randrange(7) if own else 0:
-                case 0 | 1:
-                    key = f"key {request_id}" if dice.random() < 0.5 else None
-                    call = Call("create_command", "dep", "sync", idempotency_key=key, request_id=request_id)
-                    own, version = (yield from self._made(number, call, request_id)).command_id, 1
-                    continue
-                case 2:
-                    call = Call("increment_attempt", own, request_id=request_id)
-                case 3:
-                    at = NOON + timedelta(seconds=turn)
-                    call = Call("mark_dispatched_if_not_terminal", own, at, request_id=request_id)
-                case 4:
-                    call = Call("complete_command", own, CommandState.SUCCEEDED, NOON, request_id=request_id)
-                case 5:
-                    status = yield from self._asked(number, Call("get_command_status", own))
-                    assert status.version == version, f"{own} is at {status.version} of {version}"
-                    continue
-                case _:
-                    call = Call("increment_attempt", dice.choice(self._shared), request_id=request_id)
-            yield from self._made(number, call, request_id)
-            version += call.args[0] == own
-            own = "" if call.name == "complete_command" else own
-
-    def rival(self, number: int) -> Script:
-        """Write, from another registry, to the commands that all the callers share."""
-        dice = random.Random(f"{self._seed}/{number}")  # noqa: S311 - to be replayed
-        turn = 0
-        while not self.ends:
-            turn += 1
-            request_id = f"{number}/{turn}"
-            call = Call("increment_attempt", dice.choice(self._shared), request_id=request_id)
-            yield from self._made(number, call, request_id)
-
     @contextmanager
-    def under_way(self, opened: Callers, scripts: Sequence[Script]) -> Iterator[None]:
-        """Let callers call until the block ends, and then wait until each has its answer."""
-        driven = opened.drive(scripts)
+    def calling(self, opened: Callers, number: int, *, first: int = 0) -> Iterator[None]:
+        """Let so many callers of a registry call until the block ends, and then wait until each has its answer."""
+        if self.registry is None:
+            self.registry, self.metrics = opened.registry, opened.registry.stats()
+        if not self.shared:
+            self.shared = created(opened, SHARED, self.recorder.client("founder", opened.registry))
+        driven = opened.drive([self._caller(opened.registry, f"{first + each}") for each in range(number)])
         try:
             yield
         finally:
@@ -95,61 +85,115 @@ class Load:
         for each in driven:
             each.result(0)
 
-    def _made(self, number: int, call: Call, request_id: str) -> Generator[Call, Any, Any]:
-        self.called[request_id] = call
-        answer = self.answers[request_id] = yield from self._asked(number, call)
+    def _caller(self, registry: Any, name: str) -> Script:
+        dice = random.Random(f"{self._seed}/{name}")  # noqa: S311 - to be replayed
+        client = self.recorder.client(name, registry)
+        own: str | None = None
+        turn = 0
+        while not self.ends:
+            turn += 1
+            if own is None:
+                own = yield from self._creation(client, name, dice, turn)
+                continue
+            is_shared = dice.random() < 0.25
+            place = dice.randrange(len(self.shared))
+            target = self.shared[place] if is_shared else own
+            call, args = _next_call(dice, name, target, turn, is_shared=is_shared)
+            answer = yield from self._asked(name, Call(call, *args, client=client))
+            if call == "complete_command" and not isinstance(answer, Exception):
+                if is_shared and self.shared[place] == target:
+                    self.shared[place] = own
+                own = None
+
+    def _creation(self, client: Any, name: str, dice: random.Random, turn: int) -> Generator[Call, Any, str | None]:
+        """Create a command; one with a key may be created again, and is when nobody knows whether it was."""
+        key = f"{self._seed}/{name}/{turn}" if dice.random() < 0.5 else None
+        deadline = dice.choice([None, NOON, LATER])
+        call = Call("create_command", "dep", "sync", deadline=deadline, idempotency_key=key, client=client)
+        made = yield from self._asked(name, call)
+        if key is not None and not self.ends and (isinstance(made, OutcomeUnknown) or dice.random() < 0.2):
+            again = yield from self._asked(name, call)
+            assert isinstance(made, Exception) or isinstance(again, Exception) or again == made
+            made = again
+        return None if isinstance(made, Exception) else str(made.command_id)
+
+    def _asked(self, name: str, call: Call) -> Generator[Call, Any, Any]:
+        self.waiting.add(name)
+        try:
+            answer = yield call
+        except (InvalidTransition, IdempotencyConflict) as refused:
+            answer = refused
+        except self._tolerates as error:
+            self.told[type(error).__name__] += 1
+            return error
+        finally:
+            self.waiting.discard(name)
+        self.answered += 1
         return answer
 
-    def _asked(self, number: int, call: Call) -> Generator[Call, Any, Any]:
-        self.waiting.add(number)
-        answer = yield call
-        self.waiting.discard(number)
-        return answer
+    def check(self, dsn: str, *, beside: Collection[str] = ()) -> None:
+        """Check that the log and the read model are whole, and that one order of the calls explains every answer.
 
-    def check(self, dsn: str) -> None:
-        """Check that every call was answered, that each answer is in the log exactly once, and nothing else."""
-        assert set(self.answers) == set(self.called)
-        with psycopg.connect(dsn) as observer:
-            stored = by_request(observer)
-        doubled = [request_id for request_id, events in stored.items() if len(events) > 1]
-        assert not doubled, f"{len(doubled)} calls are in the log more than once: {doubled[:5]}"
-        lost = [self.called[request_id] for request_id in self.answers if request_id not in stored]
-        assert not lost, f"{len(lost)} acknowledged calls are not in the log: {lost[:5]}"
-        assert set(stored) <= set(self.called)
-        untrue = [
-            (self.called[request_id], answer, stored[request_id])
-            for request_id, answer in self.answers.items()
-            if not _is_true(self.called[request_id], answer, *stored[request_id][0])
-        ]
-        assert not untrue, f"{len(untrue)} answers are not what the log says: {untrue[:5]}"
+        `beside`: commands that others wrote to, unrecorded.
+        """
         with PostgresCommandRegistry.open(dsn) as registry:
             report = registry.verify()
         assert report.ok, report.problems
+        with psycopg.connect(dsn) as observer:
+            log = [Logged(*entry) for entry in logged(observer) if entry[0] not in beside]
+        check_history(self.recorder.history(), log)
+        told = ", ".join(f"{count} times {name}" for name, count in sorted(self.told.items()))
+        print(f"{self.answered} calls answered{', ' + told if told else ''}; {len(log)} events")
 
 
-def _is_true(call: Call, answer: Any, stream_id: str, _: bytes, data: dict[str, Any]) -> bool:
-    match call.name:
-        case "create_command":
-            return bool(answer.command_id == stream_id)
-        case "increment_attempt":
-            return bool((*call.args, answer) == (stream_id, data["attempt"]))
+def _next_call(
+    dice: random.Random, name: str, target: str, turn: int, *, is_shared: bool
+) -> tuple[str, tuple[Any, ...]]:
+    at = NOON + timedelta(seconds=turn)
+    match dice.randrange(20):
+        case 0 | 1 | 2 | 3 | 4 | 5:
+            return "increment_attempt", (target,)
+        case 6 | 7 | 8:
+            return "mark_dispatched_if_not_terminal", (target, at)
+        case 9:
+            released = {"released by": name}
+            return "update_command_state", (target, CommandState.PENDING, None, None, turn, released)
+        case 10:
+            to = dice.choice([CommandState.DISPATCHED, CommandState.PENDING])
+            return "update_command_state", (target, to)
+        case 11 | 12 if not is_shared or dice.random() < 0.2:
+            result = dice.choice([CommandState.SUCCEEDED, CommandState.FAILED])
+            return "complete_command", (target, result, at, turn, {"by": name})
+        case 13 if dice.random() < 0.3:
+            return "expire_overdue", (NOON, 5)
+        case 14 | 15:
+            return "get_command_metadata", (target,)
+        case 16:
+            return "history", (target,)
         case _:
-            return call.args[0] == stream_id and answer is True
+            return "get_command_status", (target,)
 
 
 @contextmanager
 def under_load(
-    kind: str, dsn: str, *, number: int, seed: int, rivals: str | None = None, **settings: Any
+    kind: str,
+    dsn: str,
+    *,
+    number: int,
+    seed: int,
+    rivals: str | None = None,
+    tolerates: Errors = (),
+    **settings: Any,
 ) -> Iterator[Load]:
     """Let so many callers call a registry until the block ends, and then wait until each has its answer.
 
     `rivals`: the DSN by which a few others write to the shared commands meanwhile, through another registry.
     """
+    load = Load(seed, Recorder(), tolerates)
     with ExitStack() as stack:
         opened = stack.enter_context(callers(kind, dsn, **settings))
-        load = Load(seed, created(opened, SHARED), opened.registry)
+        stack.enter_context(load.calling(opened, number))
         if rivals is not None:
             other = stack.enter_context(callers("threads", rivals))
-            stack.enter_context(load.under_way(other, [load.rival(1_000 + rival) for rival in range(RIVALS)]))
-        stack.enter_context(load.under_way(opened, [load.caller(caller) for caller in range(number)]))
+            stack.enter_context(load.calling(other, RIVALS, first=number))
         yield load

@@ -10,7 +10,7 @@ from eventstore.plans import Writer, oldest_writer
 from tests.lending import on
 from tests.waiting import until
 
-__all__ = ["backends", "by_request", "deadlocks", "is_stored", "terminate", "types", "until_named"]
+__all__ = ["backends", "by_request", "deadlocks", "is_stored", "logged", "terminate", "types", "until_named"]
 
 
 def backends(observer: psycopg.Connection[Any], *, waiting: bool = False) -> list[int]:
@@ -57,6 +57,12 @@ def by_request(observer: psycopg.Connection[Any]) -> dict[str, list[tuple[str, b
     for request_id, stream_id, event_hash, data in rows:
         stored.setdefault(request_id, []).append((stream_id, event_hash, data))
     return stored
+
+
+def logged(observer: psycopg.Connection[Any]) -> list[tuple[str, int, str | None]]:
+    """Read the log past every registry: the stream, the version and the request id of every event."""
+    sql = "SELECT stream_id, version, metadata ->> 'request_id' FROM command_registry.events"
+    return observer.execute(sql).fetchall()
 
 
 def deadlocks(observer: psycopg.Connection[Any]) -> int:

@@ -61,7 +61,7 @@ def test_under_load_no_lost_reply_loses_or_doubles_a_call(kind: str, dsn: str, p
         proxy.fail_at_random(INSERT, seed, {})
     load.check(dsn)
     committed = [int(tag.split()[-1]) for tag in proxy.lost_tags]
-    print(f"{len(load.called)} calls; lost replies of {len(committed)} commits, of {sum(committed)} events")
+    print(f"{load.answered} calls; lost replies of {len(committed)} commits, of {sum(committed)} events")
     assert sum(events > 0 for events in committed) >= LOST_REPLIES - 10
     assert proxy.happened.count(Fault.CUT_BEFORE) >= 5
     assert load.metrics.unknown == 0
@@ -86,11 +86,11 @@ def test_under_load_no_backend_that_is_terminated_loses_or_doubles_a_call(
     dice = random.Random(seed)  # noqa: S311 - to be replayed
     with under_load(kind, dsn, number=CALLERS[kind], seed=seed, timeout=PATIENT) as load:
         for _ in range(KILLS):
-            goal = len(load.answers) + dice.randrange(1, 40)
-            until(lambda goal=goal: len(load.answers) >= goal, "calls to be answered")  # type: ignore[misc]
+            goal = load.answered + dice.randrange(1, 40)
+            until(lambda goal=goal: load.answered >= goal, "calls to be answered")  # type: ignore[misc]
             terminate(connection, [pid for pid in backends(connection) if dice.random() < 0.5], wait_ms=0)
     load.check(dsn)
-    print(f"{len(load.called)} calls, {load.metrics.reconnections} reconnections")
+    print(f"{load.answered} calls, {load.metrics.reconnections} reconnections")
     assert load.metrics.reconnections >= KILLS / 4
 
 
@@ -207,12 +207,12 @@ def test_under_load_no_crash_of_the_server_loses_or_doubles_a_call(kind: str) ->
         PostgresCommandRegistry.open(server.dsn, migrate=True).close()
         with under_load(kind, server.dsn, number=CALLERS[kind], seed=seed, timeout=PATIENT) as load:
             for _ in range(CRASHES):
-                goal = len(load.answers) + 200
-                until(lambda goal=goal: len(load.answers) >= goal, "calls to be answered")  # type: ignore[misc]
+                goal = load.answered + 200
+                until(lambda goal=goal: load.answered >= goal, "calls to be answered")  # type: ignore[misc]
                 crash(server.dsn)
         connected(server.dsn).close()
         load.check(server.dsn)
-    print(f"{len(load.called)} calls, {load.metrics.reconnections} reconnections")
+    print(f"{load.answered} calls, {load.metrics.reconnections} reconnections")
 
 
 def crash(dsn: str) -> None:

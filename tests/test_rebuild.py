@@ -731,7 +731,7 @@ def test_a_table_in_force_is_repaired_while_everybody_writes(dsn: str, connectio
             )
             rebuilt = rebuild_table(database, COMMAND_STATUS, verify="full")
             assert (rebuilt.in_place, rebuilt.switched) == (True, True)
-    load.check(dsn)
+    load.check(dsn, beside=idle)
 
 
 def test_a_row_that_is_written_on_a_wrong_one_while_it_is_repaired_is_repaired_too(shelf: Connection) -> None:

@@ -206,12 +206,12 @@ def test_all_calls_made_while_the_server_is_away_succeed_when_it_is_back(
 ) -> None:
     seed = chosen_seed()
     with under_load(kind, proxy.dsn(dsn), number=CALLERS[kind], seed=seed, timeout=PATIENT) as load:
-        until(lambda: len(load.answers) >= 100, "calls to be answered")
+        until(lambda: load.answered >= 100, "calls to be answered")
         goes_wrong(proxy)
-        until(lambda: load.database._pool.get_stats().get("connections_errors", 0) >= 2, "attempts to connect")
-        before = len(load.answers)
+        until(lambda: load.registry.database._pool.get_stats().get("connections_errors", 0) >= 2, "attempts to connect")
+        before = load.answered
         waiting = len(load.waiting)
         proxy.come_back()
-        until(lambda: len(load.answers) >= before + 100, "calls to be answered again")
+        until(lambda: load.answered >= before + 100, "calls to be answered again")
     assert waiting == CALLERS[kind]
     load.check(dsn)
