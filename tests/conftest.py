@@ -6,7 +6,6 @@ COMMAND_REGISTRY_TEST_DSN points the tests at another server instead, whose user
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
-from psycopg.conninfo import make_conninfo
-from psycopg.sql import SQL, Identifier
 
 from registry import (
     AsyncMemoryCommandRegistry,
@@ -28,6 +25,7 @@ from registry import (
     PostgresCommandRegistry,
     embedded,
 )
+from registry.testing.databases import Databases as Databases
 from tests.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
 from tests.rpc_client import RpcCommandRegistry
 from tests.synchronous import Synchronous
@@ -83,39 +81,6 @@ def server(version: str) -> Iterator[str]:
     bin_dir = DEBIAN_15 if version == "15" else None
     with embedded.start(Path(os.environ[HOME]) / version, bin_dir=bin_dir, settings=SERVER_SETTINGS) as started:
         yield started.dsn
-
-
-class Databases:
-    """Makes databases on a server: empty ones, and ones cloned from a migrated template."""
-
-    def __init__(self, server_dsn: str) -> None:
-        self.server_dsn = server_dsn
-        self.template: str | None = None
-
-    def execute(self, statement: str, *names: str) -> None:
-        with psycopg.connect(self.server_dsn, autocommit=True) as connection:
-            connection.execute(SQL(statement).format(*map(Identifier, names)))
-
-    def dsn(self, name: str) -> str:
-        return make_conninfo(self.server_dsn, dbname=name)
-
-    def create(self, template: str = "template0") -> str:
-        name = f"test_{uuid.uuid4().hex}"
-        self.execute("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8'", name, template)
-        return name
-
-    def migrated(self) -> str:
-        if self.template is None:
-            self.template = self.create()
-            PostgresCommandRegistry.open(self.dsn(self.template), migrate=True).close()
-        return self.create(self.template)
-
-    def close(self) -> None:
-        if self.template is not None:
-            self.drop(self.template)
-
-    def drop(self, name: str) -> None:
-        self.execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ __all__ = [
     "Refused",
     "Status",
     "canonical",
+    "created",
     "elapsed_error",
     "expected",
 ]
@@ -116,8 +117,9 @@ def expected(known: Known | None, call: str, arguments: Arguments) -> Outcome:
     return _CALLS[call](known, arguments)
 
 
-def _create(known: Known | None, given: Arguments) -> Outcome:
-    first = Known(
+def created(given: Arguments) -> Known:
+    """Tell what is known of a command that was just created."""
+    return Known(
         Status(
             deployment_id=given["deployment_id"],
             command=given["command_name"],
@@ -135,6 +137,10 @@ def _create(known: Known | None, given: Arguments) -> Outcome:
         given.get("initial_state") or "PENDING",
         given.get("target"),
     )
+
+
+def _create(known: Known | None, given: Arguments) -> Outcome:
+    first = created(given)
     if known is None:
         return CREATED, first
     return (CREATED if _repeats(known, first) else NEVER), known

@@ -1,7 +1,7 @@
 """What any implementation is given and answers, made comparable with the model."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
@@ -10,7 +10,7 @@ from typing import Any, Final
 from registry.protocol import CommandRegistry
 from registry.testing.model import Answer, Envelope, Refused, Status, canonical
 
-__all__ = ["INSTANTS", "UNWRITTEN", "WRITES", "by_name", "comparable", "observed", "refusal", "told"]
+__all__ = ["INSTANTS", "UNWRITTEN", "WRITES", "by_name", "comparable", "folded", "observed", "refusal", "told"]
 
 INSTANTS: Final = frozenset({"deadline", "dispatched_at", "completed_at", "created_at", "now", "at"})
 """The names of arguments and fields that hold instants."""
@@ -27,7 +27,7 @@ WRITES: Final = frozenset(
 )
 """The calls that may write, and so take a context."""
 
-UNWRITTEN: Final = frozenset({"UNAVAILABLE", "CONFLICT"})
+UNWRITTEN: Final = frozenset({"UNAVAILABLE", "CONFLICT", "INVALID_COMMAND"})
 """The codes of errors that say: nothing was written, and nothing is told of the command."""
 
 _BESIDE: Final = frozenset({"context", "connection", "timeout"})
@@ -130,3 +130,27 @@ def comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
         else:
             made[name] = value
     return made
+
+
+_OF_CREATION: Final = ("deployment_id", "command", "state", "deadline", "request_size_bytes")
+_OF_TRANSITION: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
+
+
+def folded(history: Sequence[object]) -> Status | None:
+    """Fold a command's history to its status; None when its entries do not tell their `type` and `event`.
+
+    A fold of its own, so that a fault of `registry.decider.evolve` is found.
+    """
+    facts: dict[str, Any] = {}
+    for entry in history:
+        kind, event = told(entry, "type"), told(entry, "event")
+        if kind is None or event is None:
+            return None
+        if kind == "CommandCreated":
+            facts = {name: told(event, name) for name in _OF_CREATION} | {"attempt": 1}
+        elif kind == "AttemptIncremented":
+            facts["attempt"] = told(event, "attempt")
+        else:
+            facts["state"] = told(event, "to_state")
+            facts |= {name: value for name in _OF_TRANSITION if (value := told(event, name)) is not None}
+    return _status(facts | {"version": len(history)})
