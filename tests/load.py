@@ -10,24 +10,24 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
 import psycopg
 
 from eventstore.metrics import Metrics
 from registry import (
-    CommandState,
     IdempotencyConflict,
     InvalidTransition,
     OutcomeUnknown,
     PostgresCommandRegistry,
     Unavailable,
 )
+from registry.testing.concurrency import random_calls
 from registry.testing.histories import check_history
+from registry.testing.implementation import Implementation
 from registry.testing.linearizability import Logged
 from registry.testing.recording import Recorder
-from tests.callers import LONGEST, NOON, Call, Callers, Script, callers, created
+from tests.callers import LONGEST, Call, Callers, Script, callers, created
 from tests.observing import logged
 
 __all__ = ["ANY_OUTCOME", "Load", "chosen_seed", "under_load"]
@@ -36,7 +36,6 @@ SEED: Final = "COMMAND_REGISTRY_TEST_SEED"
 SHARED: Final = 8
 """Commands that all the callers write to."""
 RIVALS: Final = 2
-LATER: Final = NOON + timedelta(days=1)
 
 Errors: TypeAlias = tuple[type[Exception], ...]
 ANY_OUTCOME: Final[Errors] = (Unavailable, OutcomeUnknown)
@@ -88,34 +87,11 @@ class Load:
     def _caller(self, registry: Any, name: str) -> Script:
         dice = random.Random(f"{self._seed}/{name}")  # noqa: S311 - to be replayed
         client = self.recorder.client(name, registry)
-        own: str | None = None
-        turn = 0
+        caller = random_calls(f"{self._seed}/{name}", dice, self.shared, Implementation(registry))
+        planned = next(caller)
         while not self.ends:
-            turn += 1
-            if own is None:
-                own = yield from self._creation(client, name, dice, turn)
-                continue
-            is_shared = dice.random() < 0.25
-            place = dice.randrange(len(self.shared))
-            target = self.shared[place] if is_shared else own
-            call, args = _next_call(dice, name, target, turn, is_shared=is_shared)
-            answer = yield from self._asked(name, Call(call, *args, client=client))
-            if call == "complete_command" and not isinstance(answer, Exception):
-                if is_shared and self.shared[place] == target:
-                    self.shared[place] = own
-                own = None
-
-    def _creation(self, client: Any, name: str, dice: random.Random, turn: int) -> Generator[Call, Any, str | None]:
-        """Create a command; one with a key may be created again, and is when nobody knows whether it was."""
-        key = f"{self._seed}/{name}/{turn}" if dice.random() < 0.5 else None
-        deadline = dice.choice([None, NOON, LATER])
-        call = Call("create_command", "dep", "sync", deadline=deadline, idempotency_key=key, client=client)
-        made = yield from self._asked(name, call)
-        if key is not None and not self.ends and (isinstance(made, OutcomeUnknown) or dice.random() < 0.2):
-            again = yield from self._asked(name, call)
-            assert isinstance(made, Exception) or isinstance(again, Exception) or again == made
-            made = again
-        return None if isinstance(made, Exception) else str(made.command_id)
+            answer = yield from self._asked(name, Call(planned.call, client=client, **planned.arguments))
+            planned = caller.throw(answer) if isinstance(answer, Exception) else caller.send(answer)
 
     def _asked(self, name: str, call: Call) -> Generator[Call, Any, Any]:
         self.waiting.add(name)
@@ -144,34 +120,6 @@ class Load:
         check_history(self.recorder.history(), log)
         told = ", ".join(f"{count} times {name}" for name, count in sorted(self.told.items()))
         print(f"{self.answered} calls answered{', ' + told if told else ''}; {len(log)} events")
-
-
-def _next_call(
-    dice: random.Random, name: str, target: str, turn: int, *, is_shared: bool
-) -> tuple[str, tuple[Any, ...]]:
-    at = NOON + timedelta(seconds=turn)
-    match dice.randrange(20):
-        case 0 | 1 | 2 | 3 | 4 | 5:
-            return "increment_attempt", (target,)
-        case 6 | 7 | 8:
-            return "mark_dispatched_if_not_terminal", (target, at)
-        case 9:
-            released = {"released by": name}
-            return "update_command_state", (target, CommandState.PENDING, None, None, turn, released)
-        case 10:
-            to = dice.choice([CommandState.DISPATCHED, CommandState.PENDING])
-            return "update_command_state", (target, to)
-        case 11 | 12 if not is_shared or dice.random() < 0.2:
-            result = dice.choice([CommandState.SUCCEEDED, CommandState.FAILED])
-            return "complete_command", (target, result, at, turn, {"by": name})
-        case 13 if dice.random() < 0.3:
-            return "expire_overdue", (NOON, 5)
-        case 14 | 15:
-            return "get_command_metadata", (target,)
-        case 16:
-            return "history", (target,)
-        case _:
-            return "get_command_status", (target,)
 
 
 @contextmanager

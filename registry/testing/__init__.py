@@ -2,12 +2,16 @@
 
     def test_mine():
         check_registry(MyRegistry)
+        check_concurrent_calls(MyRegistry)
 
 docs/testing-your-registry.md has the rest.
 """
 
 import projections.testing  # noqa: F401 - says what to install where Hypothesis is missing
 from registry.testing.checking import SETTINGS, check_registry
+from registry.testing.concurrency import check_concurrent_calls
+from registry.testing.histories import HistoryError, check_history, exported, log_of
+from registry.testing.linearizability import Logged
 from registry.testing.logs import command_logs
 from registry.testing.machine import CommandRegistryMachine
 from registry.testing.model import Status
@@ -34,10 +38,14 @@ __all__ = [
     "SETTINGS",
     "CommandRegistryMachine",
     "ContractBroken",
+    "HistoryError",
+    "Logged",
     "Operation",
     "PlannedCall",
     "Recorder",
     "Status",
+    "check_concurrent_calls",
+    "check_history",
     "check_registry",
     "command_logs",
     "command_names",
@@ -45,6 +53,7 @@ __all__ = [
     "deployment_ids",
     "errors",
     "events",
+    "exported",
     "folded",
     "hostile_deadlines",
     "hostile_errors",
@@ -52,5 +61,6 @@ __all__ = [
     "hostile_sizes",
     "hostile_states",
     "lifecycles",
+    "log_of",
     "request_sizes",
 ]

@@ -69,7 +69,7 @@ def check_history(
         ValueError: the history cannot be judged; says why.
     """
     events = None if log is None else list(log)
-    contradictions = _check(history, events)
+    contradictions = sorted(_check(history, events), key=lambda found: len(found.operations))
     if not contradictions:
         return
     operations, contradiction = reduced(history, events, contradictions[0])

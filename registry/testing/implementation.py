@@ -59,9 +59,12 @@ async def _end_tasks() -> None:
 
 
 class Implementation:
-    """A registry of any kind: its calls, made synchronously, and which of them it has."""
+    """A registry of any kind: its calls, made synchronously, and which of them it has.
 
-    def __init__(self, registry: Any, loop: EventLoop) -> None:  # noqa: ANN401
+    `loop`: where its coroutines run; needed where its calls are such, and are made.
+    """
+
+    def __init__(self, registry: Any, loop: EventLoop | None = None) -> None:  # noqa: ANN401
         self.registry = registry
         self._loop = loop
         self.calls = frozenset(name for name in CALLS if _is_implemented(registry, name))
@@ -82,10 +85,21 @@ class Implementation:
         """Whether its calls are coroutines."""
         return inspect.iscoroutinefunction(self.registry.create_command)
 
+    @property
+    def loop(self) -> EventLoop:
+        """Where its coroutines run."""
+        if self._loop is None:
+            raise TypeError("an asynchronous registry is called on an event loop, and none was given")
+        return self._loop
+
+    def history(self, command_id: str) -> Any:  # noqa: ANN401
+        """Read a command's events."""
+        return self.call("history", command_id)
+
     def call(self, name: str, *args: Any, **arguments: Any) -> Any:  # noqa: ANN401
         """Make a call, and wait for its answer."""
         answer = getattr(self.registry, name)(*args, **arguments)
-        return self._loop.run(answer) if inspect.isawaitable(answer) else answer
+        return self.loop.run(answer) if inspect.isawaitable(answer) else answer
 
 
 def _is_implemented(registry: object, name: str) -> bool:

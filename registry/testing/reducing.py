@@ -14,8 +14,9 @@ from registry.testing.search import Undecided, check_by_search
 __all__ = ["Reduced", "commands_of", "reduced"]
 
 _MOST_CHECKS: Final = 400
+_MOST_SEARCHES: Final = 80
 _MOST_CHECKED: Final = 1_000_000  # operations, in all checks
-_SEARCH_STEPS: Final = 20_000  # for each check without a log
+_SEARCH_STEPS: Final = 3_000  # for each check without a log
 
 
 class Reduced(NamedTuple):
@@ -52,7 +53,8 @@ class _Reduction:
         self._written = {event.request_id for event in self._log or ()}
         self._operations = [_narrowed(each, command_id) for each in history if self._concerns(each)]
         self._first = min((operation.start for operation in self._operations), default=0)
-        self._checks = max(20, min(_MOST_CHECKS, _MOST_CHECKED // max(1, len(self._operations))))
+        most = _MOST_SEARCHES if log is None else _MOST_CHECKS
+        self._checks = max(20, min(most, _MOST_CHECKED // max(1, len(self._operations))))
 
     def _concerns(self, operation: Operation) -> bool:
         if operation.request_id in self._written or self._id in commands_of(operation):

@@ -6,9 +6,9 @@ model answers what was answered, go on from there, and go back where there is no
 for linearizability", Concurrency and Computation: Practice and Experience 29(4), 2017): the set of calls taken and the
 state they led to are remembered, and nothing is tried twice from there.
 
-Two things more, which leave out only what cannot matter. A call that is answered rightly and changes nothing is taken
-at once: it is in nobody's way. And of calls that nobody was told the end of and that are equal, the first is taken
-first: they can be exchanged.
+Two things more, which leave out only what cannot matter. A call that is answered rightly and can change nothing, now or
+later, is taken at once: it is in nobody's way. And of calls that nobody was told the end of and that are equal, the
+first is taken first: they can be exchanged.
 """
 
 import math
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from registry.testing.contradictions import JUDGED, Contradiction, answer_text, is_answer, said, who
-from registry.testing.model import CREATED, Answer, Known, Refused, expected
+from registry.testing.model import CREATED, TERMINAL, Answer, Known, Refused, expected
 from registry.testing.observing import WRITES
 from registry.testing.recording import Operation
 
@@ -144,6 +144,14 @@ def _keys_used_twice(history: Iterable[Operation]) -> Iterator[Contradiction]:
             yield Contradiction(operation.answer, message, (first, operation))
 
 
+def _changes_nothing(call: _Call, known: Known | None) -> bool:
+    """Tell whether a call can be a change neither now nor later: one that moves to where the command is may, later."""
+    if call.optional:
+        return False
+    tells = call.operation.call not in WRITES or call.answer is False or isinstance(call.answer, Refused)
+    return tells or (known is not None and known.status.state in TERMINAL)
+
+
 class _Place(NamedTuple):
     """Where a search is: the calls taken, as the bits of a number, and what is known of the command then."""
 
@@ -197,20 +205,20 @@ class _Search:
         return following
 
     def _with_reads(self, place: _Place) -> _Place:
-        """Take all calls that may come next, are answered rightly and change nothing."""
+        """Take all calls that may come next, are answered rightly, and would not change anything later either."""
         taken, known = place
         more = True
         while more:
             more = False
             for index in self._next(taken):
                 call = self._calls[index]
-                if not call.optional and self._step(call, known) == (True, known):
+                if _changes_nothing(call, known) and self._step(call, known) == (True, known):
                     taken |= 1 << index
                     more = True
         return _Place(taken, known)
 
     def _writes(self, place: _Place) -> Iterator[_Place]:
-        """Give the places that one call more leads to, which changes something."""
+        """Give the places that one call more leads to."""
         equal: list[tuple[str, object]] = []
         for index in self._next(place.taken):
             call = self._calls[index]
@@ -220,7 +228,7 @@ class _Search:
                     continue
                 equal.append(same)
             explained, after = self._step(call, place.known)
-            if explained and after != place.known:
+            if explained and (after != place.known or not (call.optional or _changes_nothing(call, place.known))):
                 yield _Place(place.taken | 1 << index, after)
 
     def _step(self, call: _Call, known: Known | None) -> tuple[bool, Known | None]:

@@ -97,7 +97,8 @@ class SomebodysRegistry:
             return {"command_id": command_id}
 
     def get_command_status(self, command_id: str) -> dict[str, Any] | None:
-        return copy.deepcopy(self.commands.get(command_id))
+        with self.lock:
+            return copy.deepcopy(self.commands.get(command_id))
 
     def get_command_metadata(self, command_id: str) -> dict[str, Any] | None:
         return self.get_command_status(command_id)

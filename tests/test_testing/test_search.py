@@ -51,6 +51,16 @@ def of_a_key(contradiction: Contradiction) -> bool:
     return "for the same idempotency key" in contradiction.message
 
 
+def test_a_move_to_where_the_command_is_already_may_be_one_that_comes_later() -> None:
+    made = Script()
+    made.create(0, 1)
+    made.call("mark_dispatched_if_not_terminal", 2, 3, True, dispatched_at=NOON)
+    made.call("update_command_state", 4, 10, True, client="again", state="DISPATCHED")
+    made.call("update_command_state", 5, 6, True, client="released", state="PENDING")
+    made.call("get_command_status", 11, 12, status("DISPATCHED", version=4, dispatched_at=NOON))
+    assert check_by_search(made.history) == []
+
+
 def test_many_calls_at_a_time_are_explained_in_few_steps() -> None:
     made = Script()
     made.create(0, 1)
