@@ -25,9 +25,10 @@ from registry import (
     PostgresCommandRegistry,
     embedded,
 )
+from registry.rpc.client import RpcCommandRegistry
 from registry.testing.databases import Databases as Databases
 from tests.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
-from tests.rpc_client import RpcCommandRegistry
+from tests.rpc_client import child_argv
 from tests.synchronous import Synchronous
 
 HOME = "COMMAND_REGISTRY_TEST_HOME"
@@ -169,9 +170,13 @@ def _implementation(name: str, dsn: str | None) -> Callable[[str], Any]:
                 AsyncPostgresCommandRegistry.open(dsn, deployments=fixed(model), pooler="transaction")
             )
         case "rpc_memory":
-            return lambda model: RpcCommandRegistry(deployment_model=model, memory=True)
+            return lambda model: RpcCommandRegistry(
+                child_argv(deployment_model=model, memory=True, dsn=None, deployments_table=False)
+            )
         case _:
-            return lambda model: RpcCommandRegistry(deployment_model=model, memory=False, dsn=dsn)
+            return lambda model: RpcCommandRegistry(
+                child_argv(deployment_model=model, memory=False, dsn=dsn, deployments_table=False)
+            )
 
 
 class Registries:

@@ -33,6 +33,22 @@ command-registry complete "$id" SUCCEEDED
 command-registry history "$id"
 command-registry verify
 echo '{"jsonrpc":"2.0","id":1,"method":"get_command_status","params":{"command_id":"'"$id"'"}}' | command-registry rpc | grep -q SUCCEEDED
+
+# With what tests need: one line that proves a registry, and the fixtures.
+python -m pip install --quiet --disable-pip-version-check "$wheel[testing]" pytest
+cat >test_theirs.py <<'PY'
+from registry import MemoryCommandRegistry
+from registry.testing import check_concurrent_calls, check_registry
+
+def test_mine():
+    check_registry(MemoryCommandRegistry)
+    check_concurrent_calls(MemoryCommandRegistry)
+
+def test_with_a_registry(command_registry):
+    assert command_registry.verify().ok
+PY
+python -m pytest -q test_theirs.py
+
 if pgrep -f "$place/home" >/dev/null; then
     echo "a server was left behind" >&2
     exit 1

@@ -36,10 +36,11 @@ from registry import (
     TargetAmbiguous,
 )
 from registry.rpc import MAX_IN_FLIGHT, run_rpc
+from registry.rpc.client import RpcCommandRegistry
 from registry.rpc.methods import METHODS
 from registry.rpc.server import Server
 from registry.rpc.stdio import MAX_LINE_BYTES, LineReader, LineSplitter, LineTooLong, LineWriter
-from tests.rpc_client import RpcCommandRegistry, child_argv
+from tests.rpc_client import child_argv
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -1003,7 +1004,9 @@ def test_deployments_may_be_those_of_the_table(dsn: str) -> None:
                 targets=targets,
             )
         )
-    with RpcCommandRegistry(memory=False, dsn=dsn, deployments_table=True) as registry:
+    with RpcCommandRegistry(
+        child_argv(deployment_model="pull", memory=False, dsn=dsn, deployments_table=True)
+    ) as registry:
         with pytest.raises(DeploymentNotFound):
             registry.create_command("one", "x")
         with pytest.raises(TargetAmbiguous):

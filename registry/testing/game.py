@@ -14,6 +14,9 @@ from registry.testing.play import ContractBroken, Play
 
 __all__ = ["READS", "Game", "Move", "shortest"]
 
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+_MOST: Final = 100_000
+
 READS: Final = ("get_command_status", "get_command_metadata", "get_command_access_context", "history")
 
 
@@ -48,6 +51,13 @@ class Game:
         self._creations: dict[str, dict[str, Any]] = {}
         self._prefix = uuid4().hex[:8]
         self._touched: set[str] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Let what others have left expire, so that what `expire_overdue` does here depends on these moves only."""
+        if self.play.registry.has("expire_overdue"):
+            while self.play.registry.call("expire_overdue", now=_LAST, limit=_MOST):
+                pass
 
     def now(self, command: str) -> Known:
         """Tell what is known of a command."""

@@ -75,7 +75,8 @@ class CommandRegistryMachine(RuleBasedStateMachine):
 
     Derive from it and set `factory` (`registry.testing.check_registry` does): it makes a new registry for each example,
     for threads or for asyncio. `deployments`: the ids of deployments that its directory knows, if it does not take any.
-    Calls that the registry does not have are not made. There may be other commands in it, and nobody else may write.
+    Calls that the registry does not have are not made. There may be other commands in it (those with a deadline are let
+    expire), and nobody else may write.
     """
 
     factory: ClassVar[Factory]
