@@ -49,6 +49,16 @@ def test_the_python_snippet_about_projectors_runs_when_pasted_into_a_file(dsn: s
     run([sys.executable, "-W", "error", "-c", snippet], dsn, tmp_path)
 
 
+@pytest.mark.parametrize("snippet", blocks("python", "docs/testing-your-registry.md"))
+def test_a_snippet_about_testing_passes_when_pasted_into_a_file(snippet: str, dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "test_pasted.py").write_text(snippet, "utf-8")
+    options = ["-q", "-o", "asyncio_mode=auto", "--command-registry-dsn", dsn]
+    if "def test_" in snippet:
+        assert " passed" in run([sys.executable, "-m", "pytest", *options, "test_pasted.py"], dsn, tmp_path)
+    else:
+        run([sys.executable, "-W", "error", "test_pasted.py"], dsn, tmp_path)
+
+
 def test_the_shell_snippets_of_the_readme_run_as_written(dsn: str, tmp_path: Path) -> None:
     makes, *shell = blocks("sh")
     assert makes == "make demo\nmake test\n"  # the one is run by .ci/run, the other runs this
