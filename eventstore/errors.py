@@ -9,7 +9,11 @@ EventStoreError
 ├── SchemaMismatch          the database's schema is not the one this code was written for
 └── Unavailable             (ConnectionError) the server could not be reached, or was lost
     └── OutcomeUnknown      ... while a commit was in flight, and nobody could be asked since
+
+Every error has a `code`, the same wherever it is told (as JSON-RPC's `data.code`, for one).
 """
+
+from typing import ClassVar
 
 __all__ = [
     "Conflict",
@@ -27,9 +31,13 @@ __all__ = [
 class EventStoreError(Exception):
     """Base of every error that the event store raises."""
 
+    code: ClassVar[str] = "GENERIC_ERROR"
+
 
 class Conflict(EventStoreError):
     """Stream `stream_id` is at version `actual`, not at the expected version."""
+
+    code = "CONFLICT"
 
     def __init__(self, stream_id: str, expected: int, actual: int | None) -> None:
         """Carry the facts; `actual` is None when it was not read."""
@@ -107,6 +115,8 @@ class Unavailable(EventStoreError, ConnectionError):
     Nothing was written, unless it is an `OutcomeUnknown`.
     """
 
+    code = "UNAVAILABLE"
+
 
 class OutcomeUnknown(Unavailable):
     """The connection broke while events were being committed, and the server could not be asked what became of them.
@@ -114,6 +124,8 @@ class OutcomeUnknown(Unavailable):
     The event `hash` at (`stream_id`, `version`) is there if they were committed. A call that says what is to be
     (complete, update, a creation with its key) may be repeated; one that counts may count twice.
     """
+
+    code = "OUTCOME_UNKNOWN"
 
     def __init__(self, stream_id: str, version: int, event_hash: bytes) -> None:
         """Carry where to look: the first event of the append, and its hash."""

@@ -15,7 +15,8 @@ RegistryError
 └── EmbeddedPostgresError       the Postgres that comes with the package could not be started
 
 Every error has a `code`, the same wherever it is told (as JSON-RPC's `data.code`, for one). What the layers below raise
-(`Unavailable`, `OutcomeUnknown`, `Conflict`, `SchemaMismatch`) is in `eventstore.errors`, and rises unchanged.
+(`Unavailable`, `OutcomeUnknown`, `Conflict`, `SchemaMismatch`) is in `eventstore.errors`, with codes, too, and rises
+unchanged.
 """
 
 from typing import ClassVar

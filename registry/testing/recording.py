@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 from uuid import uuid4
 
+from registry.context import current_context
 from registry.models import EventContext, instant_text
 from registry.testing.model import Answer, Envelope, Refused, Status
 from registry.testing.observing import INSTANTS, UNWRITTEN, WRITES, by_name, comparable, observed, refusal
@@ -133,7 +134,7 @@ class _Client:
 
 
 def _with_request(operation: Operation, settings: dict[str, Any]) -> dict[str, Any]:
-    context: EventContext = settings.get("context") or EventContext()
+    context: EventContext = settings.get("context") or current_context()
     return settings | {"context": context.model_copy(update={"request_id": operation.request_id})}
 
 
