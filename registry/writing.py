@@ -68,10 +68,14 @@ _SENDING: Final = threading.Lock()
 
 
 class _Sent(NamedTuple):
-    """An event that a call has sent, and what the caller is to be told if it is in the log."""
+    """An event that a call has sent, and what the caller is to be told if it is in the log.
+
+    `before`: where the stream has to end for the statement that it was sent in to be accepted.
+    """
 
     event: StreamEvent
     answer: Any
+    before: StreamEnd | None
 
 
 class Write(Call[R], Generic[R]):
@@ -92,8 +96,11 @@ class Write(Call[R], Generic[R]):
         return self.command_id
 
     def may_yet_commit(self, end: StreamEnd | None) -> bool:
-        """Tell whether something it had sent may still come into a stream that ends there now."""
-        return any(sent.event.version > (end.version if end else 0) for sent in self.sent)
+        """Tell whether something it had sent may still come into a stream that ends there now.
+
+        Only if it was sent for just that end: the primary key and the chain refuse it after any other.
+        """
+        return any(sent.before == end for sent in self.sent)
 
     def give_up(self, error: Exception) -> None:
         """Settle it because there is no time left: what it had sent may be in the log, or may yet come there."""
@@ -285,7 +292,7 @@ class _Round:
         answer = state if isinstance(write, Creation) else decision.answer
         stream.state, stream.end = state, StreamEnd(chained[-1].version, chained[-1].hash)
         self.events += [(event, stream.before) for event in chained]
-        self.decided.append(_Decided(write, answer, None, _Sent(chained[0], answer)))
+        self.decided.append(_Decided(write, answer, None, _Sent(chained[0], answer, stream.before)))
 
     def patience(self) -> int | None:
         """Say for how long a statement may wait so that its callers can still be told why, in milliseconds."""
@@ -372,8 +379,11 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
         this_round = yield from _decide(these[:most], known, states, clock)
         known = {}
         if not this_round.events:
-            if any(write.sent and not write.settled for write in these):
+            doubtful = [write for write in these if write.sent and not write.settled]
+            if doubtful and aside:
                 yield Step(log_queries.PAUSE)  # for a statement still under way, over a connection that is lost
+            for write in doubtful:
+                write.aside = True  # where it holds nobody up
             continue
         try:
             yield this_round.step(this_round.patience() if aside else PATIENCE)

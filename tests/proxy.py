@@ -81,13 +81,24 @@ class _Link:
         self._proxy, self._client, self._server = proxy, client, server
         self._fault: Fault | None = None
         self._answered = threading.Event()
-        for pump in (self._requests, self._replies):
-            threading.Thread(target=self._pump, args=(pump,), daemon=True).start()
+        self._pumps = [
+            threading.Thread(target=self._pump, args=(pump,), daemon=True) for pump in (self._requests, self._replies)
+        ]
+        for thread in self._pumps:
+            thread.start()
+        threading.Thread(target=self._close, daemon=True).start()
 
     def _pump(self, pump: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             pump()
         self.cut()
+
+    def _close(self) -> None:
+        """Close the sockets, once nobody can be about to use them: their numbers are given to others then."""
+        for thread in self._pumps:
+            thread.join()
+        self._client.close()
+        self._server.close()
 
     def _requests(self) -> None:
         requests = _Requests()
@@ -128,11 +139,11 @@ class _Link:
                 swallowed = b""
 
     def cut(self) -> None:
+        """Let neither side send or receive any more."""
         self._answered.set()
         for end in (self._client, self._server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            end.close()
 
 
 class Proxy:

@@ -7,8 +7,9 @@ import pytest
 
 from eventstore import OutcomeUnknown, Unavailable
 from eventstore.steps import Blocked, Lost, Refused
+from registry import CommandState
 from registry.writing import Write
-from tests.batches import Log, create, increment, increments, opened_log
+from tests.batches import NOW, Log, create, increment, increments, opened_log, update
 from tests.by_hand import one
 from tests.conftest import Databases
 from tests.lending import on
@@ -24,7 +25,7 @@ def results(writes: list[Write[int]]) -> list[int]:
     return [write.result() for write in writes]
 
 
-def told(write: Write[int]) -> type[BaseException] | None:
+def told(write: Write[Any]) -> type[BaseException] | None:
     """Say with what error a call ends that is given up now."""
     write.expire("given up")
     try:
@@ -184,3 +185,35 @@ def test_a_call_that_is_told_that_it_was_unavailable_is_not_written_afterwards(l
         late.result()
     if not isinstance(error.value, OutcomeUnknown):
         assert log.version(late.command_id) == (0 if creates else 1)
+
+
+# What was sent, and can or cannot come any more.
+
+
+def test_a_call_whose_place_was_taken_waits_for_nothing(log: Log) -> None:
+    [mine] = log.commands(1, CommandState.DISPATCHED)
+    writes: list[Write[Any]] = [increment(mine), update(mine, CommandState.PENDING)]
+    batch = log.batch(writes).to_the_write()
+    zombie = batch.lose_the_request()
+    log.other.complete_command(mine, CommandState.FAILED, NOW)
+    batch.to_the_end()  # the second was sent for version 3, which nobody has taken; but it was chained onto another 2
+    assert [write.result() for write in writes] == [1, False]
+    with pytest.raises(Refused):
+        on(log.connection, one(zombie))
+    assert log.events(mine) == [(1, "CommandCreated"), (2, "CommandTransitioned")]
+
+
+def test_a_call_that_may_yet_come_does_not_hold_the_others_up(log: Log) -> None:
+    mine, others = log.commands(2, CommandState.DISPATCHED)
+    released, dispatched = update(mine, CommandState.PENDING), update(mine, CommandState.DISPATCHED)
+    batch = log.batch([released, dispatched]).to_the_write()
+    zombie = batch.lose_the_request()
+    assert told(released) is OutcomeUnknown
+    batch.to_the_end()  # alone, the second would change nothing; but the statement of both may yet be done
+    assert (dispatched.settled, dispatched.aside) == (False, True)
+    log.write(increments([others]))
+    aside = log.batch([dispatched], aside=True)
+    on(log.connection, one(zombie))
+    aside.to_the_end()
+    assert dispatched.result() is True
+    assert log.version(mine) == 3
