@@ -278,7 +278,7 @@ class Batcher(Generic[C]):
             elif not gate.acquire(timeout=max(0.0, call.deadline + _GRACE - time.monotonic())):
                 with self._lock:
                     if call.lane is not None and call.lane.leader is not call:
-                        call.expire(call.lane.excuse(self._database.metrics.trouble))
+                        call.expire(call.lane.excuse(self._database.metrics.obstacle))
 
     def _lead(self, lane: _Lane[C], leader: C) -> None:
         """Run the next batch until the leader's own time is up, and hand the lane over."""
@@ -444,7 +444,7 @@ class AsyncBatcher(Generic[C]):
         return _NO_TIME
 
     def _look_at_deadlines(self) -> None:
-        now, trouble = time.monotonic() - _GRACE, self._database.metrics.trouble
+        now, trouble = time.monotonic() - _GRACE, self._database.metrics.obstacle
         for lane in self._lanes:
             lane.expire(now, trouble)
         for lane, batch in self._under_way.items():

@@ -1,7 +1,8 @@
 """Connections to one Postgres, and running plans over them."""
 
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
@@ -58,6 +59,9 @@ _SESSION: Final = (
 
 _SESSION_IN_FORCE: Final = "SELECT current_setting('command_registry.session', true) = 'on'"
 
+# What the server says to who finds all its connections taken. (libpq does not tell the SQLSTATE, 53300.)
+_NO_SLOT: Final = ("too many clients already", "remaining connection slots are reserved", "too many connections for")
+
 # A write that waits for another transaction gives up, and says so, before its deadline comes.
 _LOCK_SHARE: Final = 0.8
 
@@ -69,9 +73,15 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
         InvalidDsn: it is none; the error does not repeat it.
     """
     try:
-        return dict(conninfo_to_dict(dsn))
-    except psycopg.ProgrammingError:
+        settings = dict(conninfo_to_dict(dsn))
+        for host in str(settings.get("host", "")).split(","):
+            if not host.startswith(("/", "@")):
+                host.encode("idna")  # as it will be looked up
+    except (psycopg.ProgrammingError, UnicodeError):
         raise InvalidDsn from None
+    if "\0" in dsn:  # where libpq stops reading
+        raise InvalidDsn
+    return settings
 
 
 def _connection_settings(dsn: str, timeout: float, pooler: Pooler | None) -> dict[str, Any]:
@@ -86,11 +96,53 @@ def _connection_settings(dsn: str, timeout: float, pooler: Pooler | None) -> dic
 
 def not_connected(error: psycopg.OperationalError, pooler: Pooler | None) -> Unavailable:
     """Make the error that says why no connection could be made, and how to mend it."""
+    return Unavailable(f"cannot connect to Postgres: {_refusal(error, pooler)}")
+
+
+def _refusal(error: psycopg.OperationalError, pooler: Pooler | None) -> str:
+    """Say why an attempt to connect failed, and how to mend it."""
     remedy = ""
     if "unsupported startup parameter" in str(error):  # so PgBouncer refuses a session's settings
         say = '; through a pooler such as PgBouncer, say pooler="transaction" (--pooler transaction)'
         remedy = say if pooler is None else "; leave options out of the DSN, and PGOPTIONS unset"
-    return Unavailable(f"cannot connect to Postgres: {str(error).strip()}{remedy}")
+    elif any(words in str(error) for words in _NO_SLOT):
+        remedy = "; raise max_connections, or have fewer connections open (pool_size; a pooler such as PgBouncer)"
+    return f"{str(error).strip()}{remedy}"
+
+
+@contextmanager
+def _noted(metrics: Metrics, pooler: Pooler | None) -> Iterator[None]:
+    """Note what becomes of an attempt to connect, which the pool makes out of sight."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        metrics.refusal = _refusal(error, pooler)
+        raise
+    metrics.refusal = ""
+
+
+def _line(metrics: Metrics, pooler: Pooler | None) -> type[Line]:
+    """Make the class of a pool's connections."""
+
+    class NotedLine(Line):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - psycopg's own
+            with _noted(metrics, pooler):
+                return super().connect(*args, **kwargs)
+
+    return NotedLine
+
+
+def _async_line(metrics: Metrics, pooler: Pooler | None) -> type[AsyncLine]:
+    """Make the class of a pool's connections, for asyncio."""
+
+    class NotedLine(AsyncLine):
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - psycopg's own
+            with _noted(metrics, pooler):
+                return await super().connect(*args, **kwargs)
+
+    return NotedLine
 
 
 def _check_session(row: Row | None, pooler: Pooler | None) -> None:
@@ -101,15 +153,18 @@ def _check_session(row: Row | None, pooler: Pooler | None) -> None:
         )
 
 
-def _not_lent(error: Exception, timeout: float, pool: ConnectionPool[Any] | AsyncConnectionPool[Any]) -> Unavailable:
+def _not_lent(
+    error: Exception, timeout: float, pool: ConnectionPool[Any] | AsyncConnectionPool[Any], refusal: str
+) -> Unavailable:
     if isinstance(error, PoolClosed):
         return Unavailable("this is closed: open it first")
+    within = f"within {round(timeout, 1):g} s" if timeout > 0 else "in time"
+    if refusal:
+        return Unavailable(f"no connection to Postgres {within}: {refusal}")
     stats = pool.get_stats()
     if stats.get("pool_size", 0) >= pool.max_size and not stats.get("pool_available", 0):
-        return Unavailable(
-            f"all {pool.max_size} connections were busy for {round(timeout, 1):g} s: raise pool_size, or call less"
-        )
-    return Unavailable(f"no connection to Postgres within {round(timeout, 1):g} s: {error.__cause__ or error}")
+        return Unavailable(f"all {pool.max_size} connections were busy {within}: raise pool_size, or call less")
+    return Unavailable(f"no connection to Postgres {within}: {error}")
 
 
 class Database:
@@ -136,7 +191,7 @@ class Database:
         self.metrics = Metrics()
         self._watch = Watch()
         self._pool = ConnectionPool(
-            connection_class=Line,
+            connection_class=_line(self.metrics, pooler),
             kwargs=_connection_settings(dsn, timeout, pooler),
             min_size=1,
             max_size=pool_size,
@@ -169,8 +224,8 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
-        self._watch.close()
         self._pool.close()
+        self._watch.close()
 
     def run(
         self,
@@ -212,7 +267,7 @@ class Database:
         try:
             return self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, timeout, self._pool) from error
+            raise _not_lent(error, timeout, self._pool, self.metrics.refusal) from error
 
     def put_back(self, connection: Line) -> None:
         """Give a connection back."""
@@ -249,7 +304,7 @@ class AsyncDatabase:
         self.metrics = Metrics()
         self._watch = AsyncWatch()
         self._pool = AsyncConnectionPool(
-            connection_class=AsyncLine,
+            connection_class=_async_line(self.metrics, pooler),
             kwargs=_connection_settings(dsn, timeout, pooler),
             min_size=1,
             max_size=pool_size,
@@ -284,8 +339,8 @@ class AsyncDatabase:
 
     async def close(self) -> None:
         """Close every connection."""
-        self._watch.close()
         await self._pool.close()
+        self._watch.close()
 
     async def run(
         self,
@@ -329,7 +384,7 @@ class AsyncDatabase:
         try:
             return await self._get(time.monotonic() + timeout)
         except (PoolTimeout, PoolClosed) as error:
-            raise _not_lent(error, timeout, self._pool) from error
+            raise _not_lent(error, timeout, self._pool, self.metrics.refusal) from error
 
     async def put_back(self, connection: AsyncLine) -> None:
         """Give a connection back."""

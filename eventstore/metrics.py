@@ -75,7 +75,14 @@ class Metrics:
     """How long a statement took, from sending it to having its answer, in seconds."""
     trouble: str = ""
     """What keeps the server from answering, when last heard of it; empty while it answers."""
+    refusal: str = ""
+    """Why the last attempt to connect failed; empty since one succeeded."""
     listener: Measured = _nobody
+
+    @property
+    def obstacle(self) -> str:
+        """What stands between a call and its answer, as far as is known; empty when nothing is."""
+        return self.trouble or self.refusal
 
     def statement(self, seconds: float) -> None:
         """Note a statement that succeeded."""

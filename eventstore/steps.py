@@ -265,6 +265,8 @@ def _undone(error: psycopg.Error, times: int) -> str:
 
 
 def _is_lost(connection: AnyConnection, error: psycopg.Error) -> bool:
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:  # psycopg's own words, not the server's
+        return True  # a reset is found while waiting, and the connection does not know yet that it is closed
     return connection.closed or isinstance(error, errors.AdminShutdown | errors.CrashShutdown | errors.CannotConnectNow)
 
 

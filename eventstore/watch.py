@@ -34,7 +34,7 @@ class Watch:
         threading.Thread(target=self._watch, name="command-registry watch", daemon=True).start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Watch no more than what is still in use."""
         self._closed.set()
 
     def begin(self, connection: Connection[Any], deadline: float) -> None:
@@ -47,10 +47,16 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._closed.wait(_PAUSE):
-            now = time.monotonic()
-            for connection, deadline in list(self._deadlines.items()):
-                if now >= deadline:
-                    cut(connection)
+            self._look()
+        while self._deadlines:
+            time.sleep(_PAUSE)
+            self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for connection, deadline in list(self._deadlines.items()):
+            if now >= deadline:
+                cut(connection)
 
 
 class AsyncWatch:
@@ -71,9 +77,10 @@ class AsyncWatch:
         del self._deadlines[connection]
 
     def close(self) -> None:
-        """Watch no more."""
-        if self._timer is not None:
+        """Watch no more than what is still in use."""
+        if self._timer is not None and not self._deadlines:
             self._timer.cancel()
+            self._timer = None
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -116,7 +116,8 @@ ENROL_FROM_NOW: Final[LiteralString] = """
 """
 
 # Take the lease, or keep it. (By the server's clock: nobody else's counts.) A table that is not whole yet is only for
-# who builds it.
+# who builds it. A lease that ends so late was taken before that clock was put back: whoever had it may be gone, and if
+# not, is fenced by the token.
 LEASE: Final[LiteralString] = """
     UPDATE command_registry.projectors AS held SET
         owner = mine.owner,
@@ -125,7 +126,12 @@ LEASE: Final[LiteralString] = """
     FROM (SELECT %s::text, %s::bigint, %s::float8, %s::boolean) AS mine (owner, token, seconds, builds)
     WHERE held.name = %s
         AND held.version = %s
-        AND (held.lease_until IS NULL OR held.lease_until < clock_timestamp() OR held.token = mine.token)
+        AND (
+            held.lease_until IS NULL
+            OR held.lease_until < clock_timestamp()
+            OR held.lease_until > clock_timestamp() + make_interval(secs => greatest(10 * mine.seconds, 600))
+            OR held.token = mine.token
+        )
         AND (
             mine.builds
             OR held.phase IN ('built', 'following')

@@ -297,6 +297,7 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
         self._pool_size, self._pooler = pool_size, pooler
         self._server: embedded.EmbeddedPostgres | None = None
         self._opened: _AsyncOpened | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -353,7 +354,12 @@ class AsyncPostgresCommandRegistry(AsyncRegistryCalls):
             await self.migrate()
 
     async def close(self) -> None:
-        """Close every connection, and leave the embedded Postgres."""
+        """Close every connection, and leave the embedded Postgres; who is cancelled here only waits no more."""
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()
