@@ -423,7 +423,7 @@ def postgres(request: pytest.FixtureRequest, shared_dsn: str) -> Iterator[tuple[
             if request.param == "postgres":
                 caller = Caller(psycopg.connect(shared_dsn, **settings), lambda result: result)
             else:
-                run = store._runner.run
+                run = store._loop.run
                 raw = run(psycopg.AsyncConnection.connect(shared_dsn, **settings))
                 caller = Caller(raw, lambda result: run(result) if inspect.isawaitable(result) else result)
             callers.append(caller)

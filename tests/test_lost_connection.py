@@ -196,7 +196,7 @@ def increments(registry: Registry, command_id: str, count: int) -> list[int]:
         async def together() -> list[int]:
             return list(await asyncio.gather(*(inside.increment_attempt(command_id) for _ in range(count))))
 
-        return sorted(registry._runner.run(together()))
+        return sorted(registry._loop.run(together()))
     with ThreadPoolExecutor(count) as threads:
         return sorted(threads.map(registry.increment_attempt, [command_id] * count))
 
@@ -307,9 +307,9 @@ def caller(request: pytest.FixtureRequest, dsn: str, proxy: Proxy) -> Iterator[t
             connection.close()
     else:
         opened = Synchronous(AsyncPostgresCommandRegistry.open(dsn))
-        own = opened._runner.run(psycopg.AsyncConnection.connect(proxy.dsn(dsn)))
+        own = opened._loop.run(psycopg.AsyncConnection.connect(proxy.dsn(dsn)))
         yield opened, own
-        opened._runner.run(own.close())
+        opened._loop.run(own.close())
         opened.close()
 
 

@@ -1,19 +1,14 @@
 """What became of a write when its connection broke is found out, never guessed: nothing is lost, nothing is doubled."""
 
-import os
 import random
-import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
 
-from registry import CommandState, PostgresCommandRegistry, embedded
+from registry import CommandState, PostgresCommandRegistry
 from tests.callers import KINDS, LONGEST, NOON, Call, Callers, callers, created, one
-from tests.conftest import HOME
 from tests.load import chosen_seed, under_load
 from tests.observing import backends, terminate, types
 from tests.proxy import Fault, Proxy, proxied
@@ -22,7 +17,6 @@ from tests.waiting import until
 CALLERS: Final = {"threads": 8, "asyncio": 48}
 LOST_REPLIES: Final = 80
 KILLS: Final = 30
-CRASHES: Final = 2
 PATIENT: Final = 20.0
 
 # What each step of a write has, and no other statement.
@@ -194,40 +188,3 @@ def test_a_commit_that_arrives_between_looking_for_it_and_reading_the_stream_is_
         [made] = patient.at_once([call(command_id)])
         assert made.result(LONGEST) == answer
     assert types(connection, command_id) == ["CommandCreated", event]
-
-
-# A server that crashes.
-
-
-def test_under_load_no_crash_of_the_server_loses_or_doubles_a_call(kind: str) -> None:
-    seed = chosen_seed()
-    home = Path(tempfile.mkdtemp(dir=os.environ[HOME]))
-    home.chmod(0o711)
-    with embedded.start(home, settings={"fsync": "off"}) as server:
-        PostgresCommandRegistry.open(server.dsn, migrate=True).close()
-        with under_load(kind, server.dsn, number=CALLERS[kind], seed=seed, timeout=PATIENT) as load:
-            for _ in range(CRASHES):
-                goal = load.answered + 200
-                until(lambda goal=goal: load.answered >= goal, "calls to be answered")  # type: ignore[misc]
-                crash(server.dsn)
-        connected(server.dsn).close()
-        load.check(server.dsn)
-    print(f"{load.answered} calls, {load.metrics.reconnections} reconnections")
-
-
-def crash(dsn: str) -> None:
-    """Kill a backend, so that the server ends all others, and recovers."""
-    with connected(dsn) as victim:
-        os.kill(victim.info.backend_pid, signal.SIGKILL)
-
-
-def connected(dsn: str) -> psycopg.Connection[Any]:
-    """Connect to a server that may still be recovering."""
-
-    def connect() -> list[psycopg.Connection[Any]]:
-        try:
-            return [psycopg.connect(dsn, autocommit=True)]
-        except psycopg.OperationalError:
-            return []
-
-    return until(connect, "the server to recover")[0]

@@ -296,7 +296,7 @@ def caller(open_one: Opened, pooled: str) -> Iterator[tuple[Registry, Any]]:
     """A registry, and a caller's own connection; both through the pooler."""
     registry = open_one(pooled)
     if isinstance(registry, Synchronous):
-        run = registry._runner.run
+        run = registry._loop.run
         own = run(psycopg.AsyncConnection.connect(pooled, prepare_threshold=None))
         yield registry, Calls(own, run)
         run(own.close())

@@ -206,7 +206,7 @@ def test_concurrent_calls_end_as_the_same_calls_in_some_order(twins: list[str], 
             before = [stranger.get_command_status(command_id) for command_id in ids]
             reached = gathered(gathering, [call for call, _ in asked], ids)
             in_tasks = kind == "asyncio"
-            answers = tasked._runner.run(from_tasks(asked, ids)) if in_tasks else from_threads(asked, ids)
+            answers = tasked._loop.run(from_tasks(asked, ids)) if in_tasks else from_threads(asked, ids)
             ends = [
                 End(each, None if isinstance(answer, asyncio.CancelledError) else ended(answer))
                 for each, answer in zip(reached, answers, strict=True)
