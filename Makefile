@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test soak bench lint check wheel clean
+.PHONY: help demo test soak faults bench lint check wheel clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -25,6 +25,9 @@ test: $(READY)  ## Run all tests, on a real Postgres that they start themselves
 
 soak: $(READY)  ## Kill, stall, lose and race read models for longer: about half an hour
 	COMMAND_REGISTRY_TEST_SOAK=1 $(BIN)/pytest -n 2 --timeout 1800 tests/test_rebuild.py tests/test_projector.py
+
+faults: $(READY)  ## Kill, fill, stall, cut, jump and cancel for longer: about an hour (docs/reliability.md)
+	COMMAND_REGISTRY_TEST_SOAK=1 $(BIN)/pytest -n 2 --timeout 3600 -rA tests/faults tests/test_lifecycle_machine.py
 
 bench: $(READY)  ## Measure the registry beside pgbench, COPY and eventsourcing: about twenty minutes (ARGS=--help)
 	$(BIN)/python -m benchmarks $(ARGS)

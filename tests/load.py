@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeAlias
@@ -26,11 +26,11 @@ from registry.testing.concurrency import random_calls
 from registry.testing.histories import check_history
 from registry.testing.implementation import Implementation
 from registry.testing.linearizability import Logged
-from registry.testing.recording import Recorder
+from registry.testing.recording import Operation, Recorder
 from tests.callers import LONGEST, Call, Callers, Script, callers, created
 from tests.observing import logged
 
-__all__ = ["ANY_OUTCOME", "Load", "chosen_seed", "under_load"]
+__all__ = ["ANY_OUTCOME", "Load", "check_whole", "chosen_seed", "under_load"]
 
 SEED: Final = "COMMAND_REGISTRY_TEST_SEED"
 SHARED: Final = 8
@@ -78,11 +78,11 @@ class Load:
         driven = opened.drive([self._caller(opened.registry, f"{first + each}") for each in range(number)])
         try:
             yield
-        finally:
+        finally:  # a caller that has failed says more than somebody who waited for it in vain
             self.ends = True
             wait(driven, LONGEST)
-        for each in driven:
-            each.result(0)
+            for each in driven:
+                each.result(0)
 
     def _caller(self, registry: Any, name: str) -> Script:
         dice = random.Random(f"{self._seed}/{name}")  # noqa: S311 - to be replayed
@@ -108,18 +108,24 @@ class Load:
         return answer
 
     def check(self, dsn: str, *, beside: Collection[str] = ()) -> None:
-        """Check that the log and the read model are whole, and that one order of the calls explains every answer.
-
-        `beside`: commands that others wrote to, unrecorded.
-        """
-        with PostgresCommandRegistry.open(dsn) as registry:
-            report = registry.verify()
-        assert report.ok, report.problems
-        with psycopg.connect(dsn) as observer:
-            log = [Logged(*entry) for entry in logged(observer) if entry[0] not in beside]
-        check_history(self.recorder.history(), log)
+        """Check all that `check_whole` does."""
+        events = check_whole(dsn, self.recorder.history(), beside=beside)
         told = ", ".join(f"{count} times {name}" for name, count in sorted(self.told.items()))
-        print(f"{self.answered} calls answered{', ' + told if told else ''}; {len(log)} events")
+        print(f"{self.answered} calls answered{', ' + told if told else ''}; {events} events")
+
+
+def check_whole(dsn: str, history: Sequence[Operation], *, beside: Collection[str] = ()) -> int:
+    """Check that the log and the read model are whole, and that one order of the calls explains every answer.
+
+    Gives the number of events. `beside`: commands that others wrote to, unrecorded.
+    """
+    with PostgresCommandRegistry.open(dsn) as registry:
+        report = registry.verify()
+    assert report.ok, report.problems
+    with psycopg.connect(dsn) as observer:
+        log = [Logged(*entry) for entry in logged(observer) if entry[0] not in beside]
+    check_history(history, log)
+    return len(log)
 
 
 @contextmanager

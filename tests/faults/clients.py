@@ -20,19 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-import psycopg
-
-from registry import CommandState, PostgresCommandRegistry
+from registry import CommandState
 from registry.testing import recording
-from registry.testing.histories import check_history
-from registry.testing.linearizability import Logged
 from registry.testing.recording import Operation, Recorder
 from tests.callers import LONGEST, Call, Callers, Tasks, callers
 from tests.load import Errors, Load
-from tests.observing import logged
 from tests.waiting import until
 
-__all__ = ["Client", "Timed", "check_together", "closed", "repeatable", "timed_load"]
+__all__ = ["Client", "Timed", "closed", "repeatable", "timed_load"]
 
 PATIENT: Final = 20.0
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -83,19 +78,6 @@ def closed(opened: Callers) -> Future[None]:
     if isinstance(opened, Tasks):
         return asyncio.run_coroutine_threadsafe(opened.registry.close(), opened._loop)
     return opened._threads.submit(opened.registry.close)
-
-
-# Checks
-
-
-def check_together(dsn: str, history: Sequence[Operation]) -> None:
-    """Check that the log and the read model are whole, and that one order of all the calls explains every answer."""
-    with PostgresCommandRegistry.open(dsn) as registry:
-        report = registry.verify()
-    assert report.ok, report.problems
-    with psycopg.connect(dsn) as observer:
-        log = [Logged(*entry) for entry in logged(observer)]
-    check_history(history, log)
 
 
 # Clients that are processes.

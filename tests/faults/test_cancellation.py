@@ -18,8 +18,8 @@ import pytest
 from registry import AsyncPostgresCommandRegistry, OutcomeUnknown, Unavailable
 from registry.testing.recording import Recorder
 from tests.callers import KINDS, LONGEST, Call, Script, Tasks, callers
-from tests.faults.clients import Timed, check_together, closed
-from tests.load import Load, chosen_seed
+from tests.faults.clients import Timed, closed
+from tests.load import Load, check_whole, chosen_seed
 from tests.observing import backends
 from tests.soak import rounds
 from tests.waiting import until
@@ -246,5 +246,5 @@ def test_closing_a_registry_under_load_answers_every_call_and_leaves_nothing_beh
             until(lambda: backends(connection) == [], "the connections to end")
         until(lambda: threading.active_count() <= threads, "the threads to end")
         told += load.told
-    check_together(dsn, timed.history())
+    check_whole(dsn, timed.history())
     print(f"{len(timed.durations)} calls, the longest {timed.longest()[0]:.2f} s; {dict(told)}")

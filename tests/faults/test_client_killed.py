@@ -19,8 +19,8 @@ from psycopg.conninfo import make_conninfo
 from registry.testing import recording
 from registry.testing.recording import Operation, Recorder
 from tests.callers import KINDS, callers, created
-from tests.faults.clients import Client, check_together
-from tests.load import Load, chosen_seed
+from tests.faults.clients import Client
+from tests.load import Load, check_whole, chosen_seed
 from tests.observing import logged
 from tests.proxy import Fault, Proxy, proxied
 from tests.soak import rounds
@@ -95,7 +95,7 @@ def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
 def check(dsn: str, fleet: Fleet, observer: psycopg.Connection[Any]) -> None:
     """Check the history of all clients, and that no key made two commands."""
     history = fleet.history()
-    check_together(dsn, history)
+    check_whole(dsn, history)
     streams = {request_id: stream_id for stream_id, version, request_id in logged(observer) if version == 1}
     made: dict[str, set[str]] = {}
     for operation in history:
