@@ -27,7 +27,7 @@ def lost_with_its_neighbour(log: Log) -> tuple[Any, Any, Write[bool]]:
     """
     [command_id] = log.commands(1)
     dispatched, done = update(command_id, CommandState.DISPATCHED), update(command_id, CommandState.SUCCEEDED)
-    batch = log.batch([dispatched, done]).to_the_write()
+    batch = log.batch([dispatched, done], aside=True).to_the_write()
     statement = batch.lose_the_request()
     dispatched.expire("no time left")
     batch.take()  # looks for what was sent, and finds nothing

@@ -1,6 +1,5 @@
 """Moves of a state machine: each is made of a registry and of the model, and then all that can be read must agree."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -50,6 +49,7 @@ class Game:
         self._ids: dict[str, str] = {}
         self._creations: dict[str, dict[str, Any]] = {}
         self._prefix = uuid4().hex[:8]
+        self._errors: dict[tuple[str, str], Any] = {}
         self._touched: set[str] = set()
         self._clear()
 
@@ -138,10 +138,10 @@ class Game:
 
     def _in_order(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Repeat an error that is there already key by key: whether another order is news, nothing says."""
-        text = self.now(command).status.error
-        if text is not None and comparable(arguments).get("error") == text:
-            return {**arguments, "error": json.loads(text)}
-        return arguments
+        text = comparable(arguments).get("error")
+        if text is None:
+            return arguments
+        return {**arguments, "error": self._errors.setdefault((command, text), arguments["error"])}
 
     def _expire(self, move: Move) -> None:
         given = comparable(move.arguments)

@@ -92,7 +92,7 @@ class Play:
             if not _is_refusal(raised, code, field):
                 self._transcript.raised(call, arguments, raised)
                 self.broken(call, f"must raise {error}{of}; it raised {raised!r}", raised)
-            self._transcript.refused(call, arguments, error)
+            self._transcript.refused(call, arguments, error if field is None else "(ValueError, TypeError)")
             return
         self._transcript.not_refused(call, arguments, error)
         self.broken(call, f"must raise {error}{of}; it answered {answer!r}")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 import registry
-from registry import AsyncMemoryCommandRegistry, MemoryCommandRegistry
+from registry import AsyncMemoryCommandRegistry, CommandState, MemoryCommandRegistry
 from registry.protocol import CommandRegistry as Protocol
 from registry.testing import SETTINGS, CommandRegistryMachine, ContractBroken, check_registry
+from registry.testing.game import Game, Move
 from tests.test_testing import bugs
 from tests.test_testing.somebodys import SomebodysAsyncRegistry, SomebodysLaterRegistry, SomebodysRegistry
 
@@ -63,6 +64,16 @@ def test_commands_of_others_do_not_matter() -> None:
     shared = SomebodysLaterRegistry()
     check_registry(lambda: shared, settings=A_FEW)
     assert len(shared.commands) > 20
+
+
+def test_the_same_error_in_another_order_of_its_keys_proves_nothing() -> None:
+    game = Game(MemoryCommandRegistry)
+    game.make(Move("create_command", {"deployment_id": "dep", "command_name": "sync"}, makes="c1"))
+    for error in ({"b": 1, "a": {"d": 2, "c": 3}}, {"a": {"c": 3, "d": 2}, "b": 1}, {"b": 1, "a": {"d": 2, "c": 3}}):
+        game.make(Move("update_command_state", {"state": CommandState.PENDING, "error": error}, of="c1"))
+    game.end()
+    game.close()
+    assert [known.status.version for known in game.past["c1"]] == [1, 2]
 
 
 class Particular(SomebodysRegistry):
