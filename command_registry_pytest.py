@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import pytest
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["async_command_registry", "command_registry", "command_registry_databases"]
 
 _DSN: Final = "COMMAND_REGISTRY_TEST_DSN"
-_HOME: Final = "COMMAND_REGISTRY_PYTEST_HOME"
+_HOME: Final = pytest.StashKey[Path]()
+_INPUT: Final = "command_registry_home"
 _MARKER: Final = (
     "command_registry(**settings): open the registry of command_registry or async_command_registry with these settings "
     "of its class, such as deployments=, timeout=, clock= or pool_size="
@@ -46,21 +48,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the marker."""
+    """Describe the marker, and choose where an embedded Postgres would be."""
     config.addinivalue_line("markers", _MARKER)
+    given = getattr(config, "workerinput", {}).get(_INPUT)
+    place = Path("/tmp")  # noqa: S108 - the path of a socket must be short
+    place = place if place.is_dir() else Path(tempfile.gettempdir())
+    config.stash[_HOME] = Path(given) if given else place / f"crp-{uuid4().hex[:12]}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the data of the embedded Postgres, which the last to use it has stopped."""
-    home = None if hasattr(config, "workerinput") else os.environ.pop(_HOME, None)
-    if home is not None:
-        shutil.rmtree(home, ignore_errors=True)
+    """Remove the data of the embedded Postgres, if it was wanted; the last to use it has stopped it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Choose where the embedded Postgres would be, before there are workers."""
-    if not hasattr(session.config, "workerinput"):
-        os.environ[_HOME] = tempfile.mkdtemp(prefix="crp-", dir="/tmp")
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - of pytest-xdist
+    """Tell a worker where the embedded Postgres of all would be."""
+    node.workerinput[_INPUT] = str(node.config.stash[_HOME])
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +77,8 @@ def command_registry_databases(request: pytest.FixtureRequest) -> Iterator["Data
     with ExitStack() as stack:
         dsn = request.config.getoption("--command-registry-dsn")
         if dsn is None:
-            home = Path(os.environ[_HOME])
-            home.chmod(0o711)  # as root, the server runs under another account, which must get through
+            home = request.config.stash[_HOME]
+            home.mkdir(mode=0o711, exist_ok=True)  # as root, the server runs under another account
             dsn = stack.enter_context(embedded.start(home / "postgres", settings=_SETTINGS)).dsn
         databases = Databases(dsn)
         stack.callback(databases.close)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Generic, TypeAlias, TypeVar, assert_never
 
+import orjson
 from pydantic import JsonValue
 
 from eventstore.codec import encode_json
@@ -160,8 +161,14 @@ def _transition(status: CommandStatus, update: StateUpdate) -> Decision[bool]:
 
 
 def _same(new: object, stored: object) -> bool:
-    """Compare as JSON does: Python takes 1, 1.0 and True for equal."""
-    return encode_json(new) == encode_json(stored)
+    """Compare as JSON does: Python takes 1, 1.0 and True for equal; the order of an object's keys says nothing."""
+    if encode_json(new) == encode_json(stored):
+        return True
+    return isinstance(new, dict | list) and new == stored and _in_order(new) == _in_order(stored)
+
+
+def _in_order(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def evolve(status: CommandStatus | None, event: CommandEvent) -> CommandStatus:

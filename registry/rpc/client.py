@@ -8,6 +8,7 @@ The child may be any program that speaks as docs/rpc.md says: so an implementati
 """
 
 import contextlib
+import itertools
 import json
 import subprocess
 import threading
@@ -62,16 +63,20 @@ class RpcCallError(Exception):
         super().__init__(json.dumps(error))
 
 
+class _NoAnswer(Exception):
+    """A line that answers no call."""
+
+
 class RpcConnection:
     """A child process, and the calls that await its answers. Threads may share it."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         """Start the child."""
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - the caller's
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._pending: dict[int, Future[Any]] = {}
-        self._last_id = 0
-        self._closed = False
+        self._numbers = itertools.count(1)
+        self._ended = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -83,15 +88,16 @@ class RpcConnection:
             Unavailable: the child has ended.
         """
         future: Future[Any] = Future()
+        number = next(self._numbers)
+        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
         with self._lock:
-            if self._closed:
-                raise Unavailable(_ENDED)
-            self._last_id += 1
-            self._pending[self._last_id] = future
-            message = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
-            with contextlib.suppress(BrokenPipeError):  # then the reader tells
-                self._input.write(json.dumps(message, allow_nan=False).encode() + b"\n")
-                self._input.flush()
+            if self._ended:
+                raise Unavailable(self._ended)
+            self._pending[number] = future
+        with self._writing, contextlib.suppress(BrokenPipeError):  # then the reader tells
+            self._input.write(line)
+            self._input.flush()
         return future.result()
 
     @property
@@ -103,20 +109,34 @@ class RpcConnection:
         return cast("IO[bytes]", self.process.stdout)
 
     def _read(self) -> None:
-        for line in self._output:
+        ended = _ENDED
+        try:
+            for line in self._output:
+                self._take(line)
+        except _NoAnswer as error:
+            ended = str(error)
+        with self._lock:
+            self._ended = ended
+            for future in self._pending.values():
+                future.set_exception(Unavailable(ended))
+        for _ in self._output:  # whatever else it says, so that it can end
+            pass
+
+    def _take(self, line: bytes) -> None:
+        try:
             answer = json.loads(line)
             with self._lock:
                 # An error without an id is that of the only call there can have been.
-                request_id = next(iter(self._pending)) if answer["id"] is None else answer["id"]
-                future = self._pending.pop(request_id)
+                number = next(iter(self._pending)) if answer["id"] is None else answer["id"]
+                future = self._pending.pop(number)
             if "error" in answer:
                 future.set_exception(RpcCallError(answer["error"]))
             else:
                 future.set_result(answer["result"])
-        with self._lock:
-            self._closed = True
-            for future in self._pending.values():
-                future.set_exception(Unavailable(_ENDED))
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise _NoAnswer(
+                f"the child process wrote what is no answer to a call: {line[:200]!r} ({error!r})"
+            ) from error
 
     def close(self) -> int:
         """End the child's input, and return its exit code; a child that does not end within a minute is killed."""
@@ -195,7 +215,9 @@ class RpcCommandRegistry:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        code = self.connection.close()
+        if error is None and code != 0:  # and otherwise, what went wrong before says more
+            raise RuntimeError(f"the child process ended with {code}")
 
     def _call(self, method: str, timeout: float | None, **arguments: object) -> Any:  # noqa: ANN401
         given = arguments if timeout is None else arguments | {"timeout": timeout}

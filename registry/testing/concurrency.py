@@ -29,10 +29,11 @@ SHARED: Final = 4
 
 _NOON: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 _LATER: Final = _NOON + timedelta(days=1)
-_FIRST: Final = {"deployment_id": "dep_eu1", "command_name": "sync-data"}
 
 
-def random_calls(name: str, dice: random.Random, shared: list[str], registry: Implementation) -> Caller:
+def random_calls(
+    name: str, dice: random.Random, shared: list[str], registry: Implementation, deployment_id: str = "dep_eu1"
+) -> Caller:
     """Make calls at random, without end: of a command of one's own, until it has ended, and of those in `shared`.
 
     A shared command that this client has completed is replaced there by its own. `name`: of the client, told in errors
@@ -44,16 +45,19 @@ def random_calls(name: str, dice: random.Random, shared: list[str], registry: Im
     while True:
         turn += 1
         if own is None:
-            own = yield from _creation(name, dice, turn, registry)
+            own = yield from _creation(name, dice, turn, registry, deployment_id)
             continue
         is_shared = dice.random() < 0.25
         place = dice.randrange(len(shared))
         target = shared[place] if is_shared else own
         planned = _next_call(name, dice, turn, target, is_shared=is_shared)
+        ends = planned.call == "complete_command"
+        if ends and not registry.has("complete_command"):  # as those did that were before that call
+            planned = PlannedCall("update_command_state", planned.arguments)
         if not registry.has(planned.call):
             continue
         answer = yield from _answer(planned)
-        if planned.call == "complete_command" and not isinstance(answer, Exception):
+        if ends and not isinstance(answer, Exception):
             if is_shared and shared[place] == target:
                 shared[place] = own
             own = None
@@ -67,9 +71,13 @@ def _answer(planned: PlannedCall) -> Generator[PlannedCall, Any, Any]:
 
 
 def _creation(
-    name: str, dice: random.Random, turn: int, registry: Implementation
+    name: str, dice: random.Random, turn: int, registry: Implementation, deployment_id: str
 ) -> Generator[PlannedCall, Any, str | None]:
-    arguments: dict[str, Any] = _FIRST | {"deadline": dice.choice([None, _NOON, _LATER])}
+    arguments: dict[str, Any] = {
+        "deployment_id": deployment_id,
+        "command_name": "sync-data",
+        "deadline": dice.choice([None, _NOON, _LATER]),
+    }
     with_key = dice.random() < 0.5 and registry.takes("create_command", "idempotency_key")
     if with_key:
         arguments["idempotency_key"] = f"{name}/{turn}"
@@ -115,14 +123,16 @@ def check_concurrent_calls(
     clients: int = 8,
     calls: int = 2_000,
     seed: int | None = None,
+    deployment_id: str = "dep_eu1",
     save_to: Path | None = None,
 ) -> None:
     """Let clients call one registry at random, all at once, and check that one order of the calls explains the answers.
 
     `factory`: as that of `check_registry`; each client is a thread, or a task of a registry for asyncio. `calls`: by
     all clients together. `seed`: makes the same choices again (but not the same timing); default: a new one, which is
-    printed. `save_to`: see `check_history`. Where writes take a context, and `history` tells it, the answers are held
-    against the order of the events; otherwise an order is searched that explains them.
+    printed. `deployment_id`: one that its directory knows, if not every id will do. `save_to`: see `check_history`.
+    Where writes take a context, and `history` tells it, the answers are held against the order of the events; otherwise
+    an order is searched that explains them.
 
     Raises:
         HistoryError: an AssertionError: there is no such order; says why, draws it, and tells where it is saved.
@@ -132,10 +142,11 @@ def check_concurrent_calls(
     recorder = Recorder()
     with opened(factory) as registry:
         founder = Implementation(recorder.client("founder", registry.registry), registry.loop)
-        shared = [str(told(founder.call("create_command", **_FIRST), "command_id")) for _ in range(SHARED)]
+        first = {"deployment_id": deployment_id, "command_name": "sync-data"}
+        shared = [str(told(founder.call("create_command", **first), "command_id")) for _ in range(SHARED)]
         names = [f"{number}" for number in range(clients)]
         drive = _in_tasks if registry.is_asynchronous else _in_threads
-        drive(recorder, registry, names, shared, seed, calls // clients)
+        drive(recorder, registry, names, shared, (seed, deployment_id), max(1, calls // clients))
         check_history(recorder.history(), _log(registry, recorder), save_to=save_to)
 
 
@@ -149,11 +160,17 @@ def _log(registry: Implementation, recorder: Recorder) -> list[Logged] | None:
 
 
 def _in_threads(
-    recorder: Recorder, registry: Implementation, names: Sequence[str], shared: list[str], seed: int, calls: int
+    recorder: Recorder,
+    registry: Implementation,
+    names: Sequence[str],
+    shared: list[str],
+    chosen: tuple[int, str],
+    calls: int,
 ) -> None:
     def drive(name: str) -> None:
         client = recorder.client(name, registry.registry)
-        caller = random_calls(name, random.Random(f"{seed}/{name}"), shared, registry)  # noqa: S311 - to be replayed
+        dice = random.Random(f"{chosen[0]}/{name}")  # noqa: S311 - to be replayed
+        caller = random_calls(name, dice, shared, registry, chosen[1])
         planned = next(caller)
         for _ in range(calls):
             try:
@@ -169,11 +186,17 @@ def _in_threads(
 
 
 def _in_tasks(
-    recorder: Recorder, registry: Implementation, names: Sequence[str], shared: list[str], seed: int, calls: int
+    recorder: Recorder,
+    registry: Implementation,
+    names: Sequence[str],
+    shared: list[str],
+    chosen: tuple[int, str],
+    calls: int,
 ) -> None:
     async def drive(name: str) -> None:
         client = recorder.client(name, registry.registry)
-        caller = random_calls(name, random.Random(f"{seed}/{name}"), shared, registry)  # noqa: S311 - to be replayed
+        dice = random.Random(f"{chosen[0]}/{name}")  # noqa: S311 - to be replayed
+        caller = random_calls(name, dice, shared, registry, chosen[1])
         planned = next(caller)
         for _ in range(calls):
             try:

@@ -1,5 +1,6 @@
 """Moves of a state machine: each is made of a registry and of the model, and then all that can be read must agree."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -51,13 +52,22 @@ class Game:
         self._prefix = uuid4().hex[:8]
         self._errors: dict[tuple[str, str], Any] = {}
         self._touched: set[str] = set()
-        self._clear()
+        try:
+            self._clear()
+        except BaseException:
+            self.play.close()
+            raise
 
     def _clear(self) -> None:
         """Let what others have left expire, so that what `expire_overdue` does here depends on these moves only."""
-        if self.play.registry.has("expire_overdue"):
-            while self.play.registry.call("expire_overdue", now=_LAST, limit=_MOST):
-                pass
+        arguments, expired = {"now": _LAST, "limit": _MOST}, set[str]()
+        while self.play.registry.has("expire_overdue"):
+            answer = self.play.call("expire_overdue", arguments)
+            if not answer:
+                return
+            if not isinstance(answer, list) or expired.intersection(answer):
+                self.play.broken("expire_overdue", f"answered {answer!r}, after {sorted(expired)[:5]} had expired")
+            expired.update(answer)
 
     def now(self, command: str) -> Known:
         """Tell what is known of a command."""
@@ -89,7 +99,7 @@ class Game:
 
     def end(self) -> None:
         """Look at every command once more, unless the contract is broken already."""
-        if not self.play.is_broken:
+        if not self.play.broken_by:
             self._touched.update(self.past)
             self._check()
 
@@ -145,13 +155,26 @@ class Game:
 
     def _expire(self, move: Move) -> None:
         given = comparable(move.arguments)
+        given["limit"] = self._untied(given)
         outcomes = {each: expected(past[-1], "expire_overdue", given) for each, past in self.past.items()}
         overdue = {name: self.now(name).status.deadline for name, (expires, _) in outcomes.items() if expires is True}
         names = {self._ids[name]: name for name in overdue}
         by_id = {self._ids[name]: deadline for name, deadline in overdue.items()}
-        for command_id in self.play.expire(move.arguments, by_id):
+        for command_id in self.play.expire({**move.arguments, "limit": given["limit"]}, by_id):
             self._keep(names[command_id], outcomes[names[command_id]][1])
         self._touched.update(self.past)
+
+    def _untied(self, given: dict[str, Any]) -> int:
+        """Give a limit that does not part commands of one deadline: which of them go first is the registry's choice."""
+        overdue = sorted(
+            deadline
+            for past in self.past.values()
+            if expected(past[-1], "expire_overdue", given)[0] is True and (deadline := past[-1].status.deadline)
+        )
+        limit: int = given["limit"]
+        while limit < len(overdue) and overdue[limit - 1] == overdue[limit]:
+            limit += 1
+        return limit
 
     def _refuse(self, move: Move, hostile: str) -> None:
         self.play.refuse(move.call, self._about(move), "INVALID_COMMAND", hostile)
@@ -186,13 +209,14 @@ def shortest(factory: Factory, moves: Sequence[Move], broken: ContractBroken) ->
     """Leave out moves and arguments, and make values simpler, as long as the contract is still broken.
 
     Moves go in ever smaller groups, as in Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input"
-    (2002). `broken` is how the moves broke it; given back as it is when they do not break it again.
+    (2002); for half a minute at most. `broken` is how the moves broke it; given back as it is when they do not break it
+    again.
     """
-    kept = list(moves)
+    kept, until = list(moves), time.monotonic() + _PATIENCE
     size = len(kept)
     while size:
         start = 0
-        while start < len(kept):
+        while start < len(kept) and time.monotonic() < until:
             fewer = kept[:start] + kept[start + size :]
             found = _breaks(factory, fewer, broken.call)
             if found is None:
@@ -202,7 +226,7 @@ def shortest(factory: Factory, moves: Sequence[Move], broken: ContractBroken) ->
         size //= 2
     for place in range(len(kept)):
         candidates = _simpler(kept[place])
-        while (candidate := next(candidates, None)) is not None:
+        while time.monotonic() < until and (candidate := next(candidates, None)) is not None:
             found = _breaks(factory, [*kept[:place], candidate, *kept[place + 1 :]], broken.call)
             if found is not None:
                 kept[place], broken = candidate, found
@@ -250,17 +274,25 @@ def _parts(value: object) -> list[Any]:
     return [value[: len(value) // 2], value[len(value) // 2 :]] if isinstance(value, str) and len(value) > 1 else []
 
 
+_PATIENCE: Final = 30.0  # seconds, for all attempts to shorten
+
+
 def _breaks(
     factory: Factory, moves: Sequence[Move], call: str | None, *, checks_each: bool = True
 ) -> ContractBroken | None:
     """Make moves of a new registry, and tell how they break the contract, if they do so at the same call."""
-    game = Game(factory, checks_each=checks_each)
+    try:
+        game = Game(factory, checks_each=checks_each)
+    except Exception:
+        return None
     try:
         for move in moves:
             game.make(move)
         game.end()
     except ContractBroken as broken:
         return broken if broken.call == call else None
+    except Exception:
+        return None
     finally:
         game.close()
     return None

@@ -19,6 +19,7 @@ from eventstore.event import RecordedEvent
 from registry.history import HistoryEntry
 from registry.testing.contradictions import Contradiction
 from registry.testing.linearizability import Logged, check_against_log
+from registry.testing.observing import told
 from registry.testing.recording import Operation, save
 from registry.testing.reducing import commands_of, reduced
 from registry.testing.search import check_by_search
@@ -95,7 +96,7 @@ class _Exports(Protocol):
 def log_of(registry: _Histories, command_ids: Iterable[str]) -> list[Logged]:
     """Read what a check needs of some commands' events, from any registry for threads."""
     return [
-        Logged(command_id, entry.version, entry.context.request_id)
+        Logged(command_id, told(entry, "version"), told(told(entry, "context"), "request_id"))
         for command_id in dict.fromkeys(command_ids)
         for entry in registry.history(command_id)
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from registry.protocol import AsyncCommandRegistry, CommandRegistry
 
-__all__ = ["CALLS", "EventLoop", "Factory", "Implementation", "opened"]
+__all__ = ["CALLS", "EventLoop", "Factory", "Implementation", "opened", "takes"]
 
 T = TypeVar("T")
 
@@ -40,7 +41,9 @@ class EventLoop:
             raise
 
     def close(self) -> None:
-        """End what still runs, and the loop."""
+        """End what still runs, and the loop; not at the end of the program, when its thread runs no more."""
+        if sys.is_finalizing() or not self._thread.is_alive():
+            return
         self.run(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -78,7 +81,7 @@ class Implementation:
 
     def takes(self, call: str, parameter: str) -> bool:
         """Tell whether it has a call, with a parameter of this name."""
-        return call in self.calls and parameter in inspect.signature(getattr(self.registry, call)).parameters
+        return call in self.calls and takes(getattr(self.registry, call), parameter)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -96,10 +99,21 @@ class Implementation:
         """Read a command's events."""
         return self.call("history", command_id)
 
+    def missing(self) -> list[str]:
+        """List what the protocol has, and this has not: calls, and the parameters that are found by their names."""
+        extra = [("create_command", "idempotency_key"), ("create_command", "context")]
+        absent = [f"{name}=" for call, name in extra if not self.takes(call, name)]
+        return [call for call in CALLS if call not in self.calls] + absent
+
     def call(self, name: str, *args: Any, **arguments: Any) -> Any:  # noqa: ANN401
         """Make a call, and wait for its answer."""
         answer = getattr(self.registry, name)(*args, **arguments)
         return self.loop.run(answer) if inspect.isawaitable(answer) else answer
+
+
+def takes(call: Callable[..., Any], parameter: str) -> bool:
+    """Tell whether a call has a parameter of this name; one that takes any may take it, or may not."""
+    return parameter in inspect.signature(call).parameters
 
 
 def _is_implemented(registry: object, name: str) -> bool:
@@ -127,7 +141,10 @@ def opened(factory: Factory) -> Iterator[Implementation]:
             registry = loop.run(made.__aenter__())
             try:
                 yield Implementation(registry, loop)
-            finally:
+            except BaseException as error:
+                loop.run(made.__aexit__(type(error), error, error.__traceback__))
+                raise
+            else:
                 loop.run(made.__aexit__(None, None, None))
         else:
             yield Implementation(made, loop)

@@ -30,6 +30,16 @@ WRITES: Final = frozenset(
 UNWRITTEN: Final = frozenset({"UNAVAILABLE", "CONFLICT", "INVALID_COMMAND"})
 """The codes of errors that say: nothing was written, and nothing is told of the command."""
 
+_REFUSALS: Final = UNWRITTEN | {
+    "COMMAND_NOT_FOUND",
+    "COMMAND_TARGET_AMBIGUOUS",
+    "COMMAND_TARGET_ID_INVALID",
+    "COMMAND_TARGET_NOT_FOUND",
+    "DEPLOYMENT_NOT_FOUND",
+    "IDEMPOTENCY_CONFLICT",
+    "INVALID_STATE_TRANSITION",
+    "NO_COMMAND_TARGETS",
+}
 _BESIDE: Final = frozenset({"context", "connection", "timeout"})
 
 
@@ -41,7 +51,10 @@ def told(answer: object, name: str) -> Any:  # noqa: ANN401
 def _instant(value: object) -> datetime | None:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
-    return value.astimezone(UTC) if isinstance(value, datetime) else None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        return value  # type: ignore[return-value] # nothing that any right answer is equal to
+    utc = value.astimezone(UTC)
+    return datetime.combine(utc.date(), utc.time(), UTC)  # and not something derived from it
 
 
 def _plain(value: object) -> str:
@@ -98,10 +111,10 @@ def observed(call: str, answer: Any) -> Answer:  # noqa: ANN401
 def refusal(error: BaseException) -> Refused | None:
     """Give the refusal that an exception tells: one with a `code`, as the registry's errors have; None: it tells none.
 
-    An error after which nobody knows whether the call was carried out is no refusal.
+    After any other error nobody knows whether the call was carried out.
     """
     code = getattr(error, "code", None)
-    return Refused(code) if isinstance(code, str) and code not in {"OUTCOME_UNKNOWN", "GENERIC_ERROR"} else None
+    return Refused(code) if code in _REFUSALS else None
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from registry.testing.implementation import Factory, opened
 from registry.testing.model import Answer, Envelope, Refused, Status
 from registry.testing.observing import folded, observed, refusal, told
-from registry.testing.transcript import Transcript, source
+from registry.testing.transcript import ANSWER, Transcript, source
 
 __all__ = ["Arguments", "ContractBroken", "Play"]
 
@@ -37,7 +37,7 @@ class Play:
     """A registry of any kind, and the calls made of it so far."""
 
     def __init__(self, factory: Factory) -> None:
-        self.is_broken = False
+        self.broken_by: list[ContractBroken] = []
         self._opened = ExitStack()
         self.registry = self._opened.enter_context(opened(factory))
         self._transcript = Transcript(factory, self.registry.registry, is_asynchronous=self.registry.is_asynchronous)
@@ -59,7 +59,7 @@ class Play:
         answer = self.call("create_command", arguments)
         command_id = observed("create_command", answer)
         if not isinstance(command_id, str):
-            self._wrong("create_command", arguments, "isinstance({}.command_id, str)", answer)
+            self._wrong("create_command", arguments, f"isinstance({ANSWER}.command_id, str)", answer)
         self._transcript.created(arguments, answer, command_id)
         return command_id
 
@@ -68,7 +68,7 @@ class Play:
         answer = observed("create_command", self.call("create_command", arguments))
         if answer != command_id:
             self._wrong(
-                "create_command", arguments, f"{{}}.command_id == {self._transcript.source(command_id)}", answer
+                "create_command", arguments, f"{ANSWER}.command_id == {self._transcript.source(command_id)}", answer
             )
         self._transcript.answered("create_command", arguments)
 
@@ -77,11 +77,17 @@ class Play:
         if isinstance(must, Refused):
             self.refuse(call, arguments, must.code)
             return
-        answer = observed(call, self.call(call, arguments))
+        answer = self._observed(call, self.call(call, arguments))
         claim = _broken_claim(call, answer, must)
         if claim is not None:
             self._wrong(call, arguments, claim, answer)
         self._transcript.answered(call, arguments)
+
+    def _observed(self, call: str, answer: Any) -> Answer:  # noqa: ANN401
+        try:
+            return observed(call, answer)
+        except (TypeError, ValueError, AttributeError) as error:
+            self.broken(call, f"answered what is no answer to it: {answer!r} ({error})", error)
 
     def refuse(self, call: str, arguments: Arguments, code: str, field: str | None = None) -> None:
         """Make a call that must be refused; `field`: the argument that the error must name."""
@@ -100,6 +106,8 @@ class Play:
     def expire(self, arguments: Arguments, overdue: Mapping[str, Any]) -> list[str]:
         """Let commands expire, and give those among `overdue` (id and deadline) that did; others may be in it, too."""
         answer: list[str] = self.call("expire_overdue", arguments)
+        if not isinstance(answer, list):
+            self.broken("expire_overdue", f"must answer a list of ids; it answered {answer!r}")
         ours = [overdue[each] for each in answer if each in overdue]
         left = [deadline for each, deadline in overdue.items() if each not in answer]
         limit = arguments["limit"]
@@ -111,30 +119,32 @@ class Play:
             or (left and len(answer) < limit)
         ):
             in_order = sorted(overdue, key=lambda each: overdue[each])[:limit]
-            self._wrong("expire_overdue", arguments, f"{{}} == {self._transcript.source(in_order)}", answer)
+            self._wrong("expire_overdue", arguments, f"{ANSWER} == {self._transcript.source(in_order)}", answer)
         self._transcript.answered("expire_overdue", arguments)
         return [each for each in answer if each in overdue]
 
     def history(self, arguments: Arguments, status: Status) -> None:
         """Read a command's events: their versions are without a gap, and they fold to its status."""
-        entries = list(self.call("history", arguments))
+        entries = self.call("history", arguments)
+        if not isinstance(entries, list):
+            self.broken("history", f"must answer a list of events; it answered {entries!r}")
         versions = [told(entry, "version") for entry in entries]
         must = list(range(1, (status.version or 0) + 1))
         if len(entries) != len(must) or (versions != must and any(versions)):
-            self._wrong("history", arguments, f"[each.version for each in {{}}] == {must}", versions)
+            self._wrong("history", arguments, f"[each.version for each in {ANSWER}] == {must}", versions)
         fold = folded(entries)
         if fold is not None and fold != status:
-            self._wrong("history", arguments, f"folded({{}}) == {status!r}", fold)
+            self._wrong("history", arguments, f"folded({ANSWER}) == {status!r}", fold)
 
     def _wrong(self, call: str, arguments: Arguments, claim: str, answer: object) -> NoReturn:
         self._transcript.wrong(call, arguments, claim)
-        self.broken(call, f"must answer so that {claim.replace('{}', 'its answer')}; it answered {answer!r}")
+        self.broken(call, f"must answer so that {claim.replace(ANSWER, 'its answer')}; it answered {answer!r}")
 
     def broken(self, call: str, message: str, cause: BaseException | None = None) -> NoReturn:
         """Say that the contract is broken, by which calls."""
-        self.is_broken = True
         kind = type(self.registry.registry).__name__
-        raise ContractBroken(f"{kind}: {call} {message}\n\n{self._transcript}\n", call) from cause
+        self.broken_by.append(ContractBroken(f"{kind}: {call} {message}\n\n{self._transcript}\n", call))
+        raise self.broken_by[-1] from cause
 
 
 def _broken_claim(call: str, answer: Answer, must: Answer) -> str | None:
@@ -143,14 +153,14 @@ def _broken_claim(call: str, answer: Answer, must: Answer) -> str | None:
         for name, value in must._asdict().items():
             found = getattr(answer, name)
             if (type(found), found) != (type(value), value) and not (name == "version" and found is None):
-                return _claim(f"{{}}.{name}", *map(_parsed, (name, name), (found, value)))
+                return _claim(f"{ANSWER}.{name}", *map(_parsed, (name, name), (found, value)))
         return None
     if isinstance(must, Status | Envelope):
-        return "{} is not None"
+        return f"{ANSWER} is not None"
     if (type(answer), answer) == (type(must), must):
         return None
-    field = {"get_command_access_context": "{}.deployment_id", "history": "len({})"}.get(call, "{}")
-    return _claim("{}" if must is None else field, answer, must)
+    field = {"get_command_access_context": f"{ANSWER}.deployment_id", "history": f"len({ANSWER})"}.get(call, ANSWER)
+    return _claim(ANSWER if must is None else field, answer, must)
 
 
 def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401

@@ -12,6 +12,7 @@ going to be killed records into a `journal`, and `load` reads what it had begun.
 import inspect
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ from uuid import uuid4
 
 from registry.context import current_context
 from registry.models import EventContext, instant_text
+from registry.testing.implementation import CALLS, takes
 from registry.testing.model import Answer, Envelope, Refused, Status
 from registry.testing.observing import INSTANTS, UNWRITTEN, WRITES, by_name, comparable, observed, refusal
 
@@ -71,7 +73,7 @@ class Recorder:
     def __init__(self, journal: TextIO | None = None, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._journal, self._clock = journal, clock
         self._lock = threading.Lock()
-        self._prefix = uuid4().hex[:8]
+        self._prefix, self._process = uuid4().hex[:8], os.getpid()
         self._numbers = itertools.count(1)
         self._operations: list[Operation] = []
 
@@ -89,6 +91,8 @@ class Recorder:
 
     def begin(self, client: str, call: str, arguments: Mapping[str, Any]) -> Operation:
         """Record that a call begins."""
+        if os.getpid() != self._process:  # a child of a fork, whose calls are its own
+            self._prefix, self._process = uuid4().hex[:8], os.getpid()
         operation = Operation(f"{self._prefix}-{next(self._numbers)}", client, call, comparable(arguments), 0)
         with self._lock:
             self._operations.append(operation)
@@ -126,8 +130,10 @@ class _Client:
 
     def __getattr__(self, call: str) -> Any:  # noqa: ANN401
         member = getattr(self._registry, call)
+        if call not in CALLS:
+            return member
         recorded = _asynchronous if inspect.iscoroutinefunction(member) else _synchronous
-        takes_context = call in WRITES and "context" in inspect.signature(member).parameters
+        takes_context = call in WRITES and takes(member, "context")
         made = recorded(self._recorder, self._name, call, member, takes_context=takes_context)
         setattr(self, call, made)
         return made
@@ -244,6 +250,8 @@ def _take(line: dict[str, Any], operations: dict[str, Operation]) -> None:
     request_id = line["request_id"]
     if "start" in line:
         arguments = _instants(line["arguments"])
+        if request_id in operations:
+            raise ValueError(f"request id {request_id!r} begins twice")
         operations[request_id] = Operation(request_id, line["client"], line["call"], arguments, line["start"])
         return
     operation = operations[request_id]

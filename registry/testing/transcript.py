@@ -8,9 +8,12 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-__all__ = ["Transcript", "source"]
+__all__ = ["ANSWER", "Transcript", "source"]
 
 _INDENT: Final = "    "
+
+ANSWER: Final = "\x1a"
+"""Stands for the answer of a call in a claim about it; no source of a value holds it."""
 
 
 def source(value: object) -> str:
@@ -51,7 +54,7 @@ class Transcript:
         self._subscripts = isinstance(answer, Mapping)
         made = self._made("create_command", arguments)
         name = self._names.setdefault(command_id, f"c{len(self._names) + 1}")
-        self._lines.append(f"{name} = {self._claimed('{}.command_id', made)}")
+        self._lines.append(f"{name} = {self._claimed(f'{ANSWER}.command_id', made)}")
 
     def answered(self, call: str, arguments: Mapping[str, Any]) -> None:
         """Note a call that was answered as it should be."""
@@ -67,7 +70,7 @@ class Transcript:
         self._lines.append(f"else: raise AssertionError('{call} must raise {error}')")
 
     def wrong(self, call: str, arguments: Mapping[str, Any], claim: str) -> None:
-        """Note what a call had to answer: a claim such as "{}.state == 'PENDING'", where {} stands for the answer."""
+        """Note what a call had to answer: a claim such as f"{ANSWER}.state == 'PENDING'"."""
         self._lines.append(f"assert {self._claimed(claim, self._made(call, arguments))}")
 
     def raised(self, call: str, arguments: Mapping[str, Any], error: BaseException) -> None:
@@ -89,8 +92,8 @@ class Transcript:
 
     def _claimed(self, claim: str, made: str) -> str:
         if self._subscripts:
-            claim = re.sub(r"\{\}\.(\w+)", r'{}["\1"]', claim)
-        return claim.replace("{}", made)
+            claim = re.sub(rf"{ANSWER}\.(\w+)", rf'{ANSWER}["\1"]', claim)
+        return claim.replace(ANSWER, made)
 
     def __str__(self) -> str:
         """Give the program."""
