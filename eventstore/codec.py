@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, JsonValue
 
 from eventstore.errors import InvalidEvent, UnknownEventType, UpcastFailed
-from eventstore.event import NewEvent, StreamEvent
+from eventstore.event import NewEvent, StreamEvent, check_instant
 
 __all__ = ["MAX_JSON_BYTES", "MAX_JSON_DEPTH", "EventCodec", "EventType", "Upcaster", "encode_json", "json_text"]
 
@@ -54,6 +54,8 @@ def _model_fields(value: object) -> object:
     kind: Any = type(value)
     if _is_model(kind):
         return {name: field for name, field in vars(value).items() if field is not None}
+    if isinstance(value, datetime):  # of a class derived from it, as a clock in a test may give
+        return check_instant("instant", value)
     raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
@@ -76,7 +78,7 @@ def json_text(field: str, value: JsonValue) -> str:
 
 
 def _check_values(field: str, value: object) -> None:
-    pending = [(value, 0)]
+    pending, seen = [(value, 0)], 1
     while pending:
         item, depth = pending.pop()
         if isinstance(item, _LEAVES):
@@ -84,6 +86,9 @@ def _check_values(field: str, value: object) -> None:
         if isinstance(item, dict | list):
             if depth == MAX_JSON_DEPTH:
                 raise InvalidEvent(field, f"must not nest deeper than {MAX_JSON_DEPTH}")
+            seen += len(item)
+            if seen > MAX_JSON_BYTES:  # before it is walked: what holds one list many times over may be endless
+                raise InvalidEvent(field, f"must be at most {MAX_JSON_BYTES} bytes of JSON")
             pending += [(inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item)]
         else:
             _check_number(field, item)

@@ -21,6 +21,7 @@ __all__ = [
     "check_json_text",
     "check_name",
     "name_problem",
+    "plain_text",
 ]
 
 MAX_ID_LENGTH = 255
@@ -61,23 +62,44 @@ def check_name(field: str, value: object) -> str:
     problem = name_problem(value)
     if problem is not None:
         raise InvalidEvent(field, problem)
-    return str(value)
+    return plain_text(value)
+
+
+def plain_text(value: object) -> str:
+    """Return a text as it is; `str` would ask a member of an enumeration for its name."""
+    return str.__str__(value)
 
 
 def check_instant(field: str, value: datetime) -> datetime:
-    """Return an instant in UTC, to the microsecond.
+    """Return an instant in UTC, to the microsecond, as a datetime and not as something derived from it.
 
     Raises:
-        InvalidEvent: it is naive, or outside the years 1..9999 in UTC; the error names `field`.
+        InvalidEvent: it is naive, outside the years 1..9999 in UTC, or finer than microseconds; the error names it.
     """
-    if value.tzinfo is UTC:
+    if value.tzinfo is UTC and type(value) is datetime:
         return value
-    if value.utcoffset() is None:
-        raise InvalidEvent(field, "must have a time zone, such as datetime.now(UTC) has")
     try:
-        return value.astimezone(UTC)
+        naive = value.utcoffset() is None
+        given = value if naive else value.astimezone(UTC)
+        instant = _plain_instant(given)
     except OverflowError:
         raise InvalidEvent(field, "must lie in the years 1..9999 in UTC") from None
+    except (TypeError, ValueError, NotImplementedError) as error:  # what a time zone of somebody's own raises
+        raise InvalidEvent(field, f"must have a time zone that knows its offset: {error}") from None
+    if naive:
+        raise InvalidEvent(field, "must have a time zone, such as datetime.now(UTC) has")
+    if instant != given:
+        raise InvalidEvent(field, "must be an instant to the microsecond, and no finer")
+    return instant
+
+
+def _plain_instant(value: datetime) -> datetime:
+    """Make a datetime of something derived from it, such as freezegun's or pandas'."""
+    if type(value) is datetime:
+        return value
+    return datetime(
+        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond, value.tzinfo
+    )
 
 
 def check_json_text(field: str, value: str) -> None:

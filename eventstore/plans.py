@@ -180,7 +180,7 @@ def check_limit(limit: int) -> int:
         InvalidEvent: it is another number.
     """
     if not 1 <= limit <= MAX_PAGE:
-        raise InvalidEvent("limit", f"must be in 1..{MAX_PAGE}, not {limit}")
+        raise InvalidEvent("limit", f"must be in 1..{MAX_PAGE}")
     return limit
 
 

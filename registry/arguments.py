@@ -5,14 +5,14 @@ from datetime import datetime
 from pydantic import JsonValue
 
 from eventstore.errors import InvalidEvent
-from eventstore.event import name_problem
+from eventstore.event import name_problem, plain_text
 from eventstore.plans import check_limit
 from registry import decider
 from registry.context import current_context
 from registry.decider import Decide
 from registry.errors import CommandNotFound, InvalidCommand
 from registry.lifecycle import CommandState
-from registry.models import EventContext, StateUpdate, accept, check_instant_argument
+from registry.models import EventContext, StateUpdate, accept, check_instant_argument, has_plain_fields
 
 __all__ = [
     "completion",
@@ -20,15 +20,15 @@ __all__ = [
     "dispatch",
     "existing_id",
     "expire_limit",
-    "is_possible_id",
+    "possible_id",
     "state_update",
     "time_limit",
 ]
 
 
-def is_possible_id(command_id: object) -> bool:
-    """Tell whether a command could have this id; one that could not is answered without asking the log."""
-    return name_problem(command_id) is None
+def possible_id(given: object) -> str | None:
+    """Return an id as plain text; None for what can be none, which is answered without asking anybody."""
+    return plain_text(given) if name_problem(given) is None else None
 
 
 def existing_id(command_id: str) -> str:
@@ -37,18 +37,27 @@ def existing_id(command_id: str) -> str:
     Raises:
         CommandNotFound: no command can have it.
     """
-    if not is_possible_id(command_id):
+    found = possible_id(command_id)
+    if found is None:
         raise CommandNotFound(command_id)
-    return command_id
+    return found
 
 
 def context_of(context: EventContext | None) -> EventContext:
-    """Return the context given, or else the one in force."""
-    if context is None:
-        return current_context()
-    if not isinstance(context, EventContext):
+    """Return the context given, or else the one in force.
+
+    Raises:
+        InvalidCommand: it is none, or not any more: what was put into it since it was made cannot be accepted.
+    """
+    given = current_context() if context is None else context
+    if not isinstance(given, EventContext):
         raise InvalidCommand("context", f"must be an EventContext, not {type(context).__name__}")
-    return context
+    if has_plain_fields(given):
+        return given
+    try:
+        return accept(EventContext, **vars(given))
+    except InvalidCommand as error:
+        raise InvalidCommand(f"context.{error.field}", error.problem) from None
 
 
 def state_update(
@@ -117,5 +126,5 @@ def time_limit(timeout: float) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise InvalidCommand("timeout", f"must be a number of seconds, not {type(timeout).__name__}")
     if not 0 < timeout <= LONGEST_TIMEOUT:
-        raise InvalidCommand("timeout", f"must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds, not {timeout}")
+        raise InvalidCommand("timeout", f"must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds")
     return timeout

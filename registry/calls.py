@@ -121,7 +121,8 @@ class RegistryCalls(ABC):
         return answers.metadata(self._create(call, arguments.context_of(context), connection, self._time(timeout)))
 
     def _any_status(self, command_id: str, timeout: float | None) -> CommandStatus | None:
-        return self._status(command_id, self._time(timeout)) if arguments.is_possible_id(command_id) else None
+        found = arguments.possible_id(command_id)
+        return None if found is None else self._status(found, self._time(timeout))
 
     def get_command_metadata(self, command_id: str, *, timeout: float | None = None) -> CommandEnvelopeData | None:
         """As `CommandRegistry.get_command_metadata`."""
@@ -211,7 +212,8 @@ class RegistryCalls(ABC):
         self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
     ) -> ResolvedTarget:
         """As `CommandRegistry.resolve_target`."""
-        deployment = self._deployment(deployment_id, self._time(timeout))
+        limit, found = self._time(timeout), arguments.possible_id(deployment_id)
+        deployment = None if found is None else self._deployment(found, limit)
         return resolve(running(deployment_id, deployment), requested)
 
     def expire_overdue(
@@ -234,9 +236,10 @@ class RegistryCalls(ABC):
 
     def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """As `CommandRegistry.history`."""
-        if not arguments.is_possible_id(command_id):
+        found = arguments.possible_id(command_id)
+        if found is None:
             return []
-        return [history_entry(event) for event in self._events(command_id, self._time(timeout))]
+        return [history_entry(event) for event in self._events(found, self._time(timeout))]
 
     def status_at(
         self,
@@ -248,9 +251,10 @@ class RegistryCalls(ABC):
     ) -> CommandStatus | None:
         """As `CommandRegistry.status_at`."""
         when = moment(at, version)
-        if not arguments.is_possible_id(command_id):
+        found = arguments.possible_id(command_id)
+        if found is None:
             return None
-        return status_at(self._events(command_id, self._time(timeout)), when)
+        return status_at(self._events(found, self._time(timeout)), when)
 
 
 class AsyncRegistryCalls(ABC):
@@ -339,7 +343,8 @@ class AsyncRegistryCalls(ABC):
         )
 
     async def _any_status(self, command_id: str, timeout: float | None) -> CommandStatus | None:
-        return await self._status(command_id, self._time(timeout)) if arguments.is_possible_id(command_id) else None
+        found = arguments.possible_id(command_id)
+        return None if found is None else await self._status(found, self._time(timeout))
 
     async def get_command_metadata(
         self, command_id: str, *, timeout: float | None = None
@@ -431,7 +436,8 @@ class AsyncRegistryCalls(ABC):
         self, deployment_id: str, requested: str | None = None, *, timeout: float | None = None
     ) -> ResolvedTarget:
         """As `AsyncCommandRegistry.resolve_target`."""
-        deployment = await self._deployment(deployment_id, self._time(timeout))
+        limit, found = self._time(timeout), arguments.possible_id(deployment_id)
+        deployment = None if found is None else await self._deployment(found, limit)
         return resolve(running(deployment_id, deployment), requested)
 
     async def expire_overdue(
@@ -454,9 +460,10 @@ class AsyncRegistryCalls(ABC):
 
     async def history(self, command_id: str, *, timeout: float | None = None) -> list[HistoryEntry]:
         """As `AsyncCommandRegistry.history`."""
-        if not arguments.is_possible_id(command_id):
+        found = arguments.possible_id(command_id)
+        if found is None:
             return []
-        return [history_entry(event) for event in await self._events(command_id, self._time(timeout))]
+        return [history_entry(event) for event in await self._events(found, self._time(timeout))]
 
     async def status_at(
         self,
@@ -468,6 +475,7 @@ class AsyncRegistryCalls(ABC):
     ) -> CommandStatus | None:
         """As `AsyncCommandRegistry.status_at`."""
         when = moment(at, version)
-        if not arguments.is_possible_id(command_id):
+        found = arguments.possible_id(command_id)
+        if found is None:
             return None
-        return status_at(await self._events(command_id, self._time(timeout)), when)
+        return status_at(await self._events(found, self._time(timeout)), when)

@@ -34,7 +34,11 @@ def command_context(
         InvalidCommand: an argument cannot be accepted; the error names it.
     """
     context = accept(
-        EventContext, actor=actor, traceparent=traceparent, request_id=request_id, attributes=attributes or {}
+        EventContext,
+        actor=actor,
+        traceparent=traceparent,
+        request_id=request_id,
+        attributes={} if attributes is None else attributes,
     )
     token = _current.set(context)
     try:

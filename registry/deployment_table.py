@@ -3,15 +3,16 @@
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from eventstore.codec import encode_json
 from eventstore.database import AsyncDatabase, Database
-from eventstore.event import name_problem
+from eventstore.event import name_problem, plain_text
 from eventstore.steps import Plan, Row, Step
 from registry import queries
 from registry.deployments import Deployment
-from registry.models import Target
+from registry.errors import InvalidCommand
+from registry.models import Target, accept
 
 __all__ = ["AsyncDeploymentTable", "DeploymentTable", "find", "put", "remove"]
 
@@ -19,15 +20,26 @@ _TARGETS: TypeAdapter[tuple[Target, ...] | None] = TypeAdapter(tuple[Target, ...
 
 
 def find(deployment_id: str) -> Plan[Deployment | None]:
-    """Look a deployment up in table `command_registry.deployments`."""
+    """Look a deployment up in table `command_registry.deployments`.
+
+    Raises:
+        InvalidCommand: its row is none that a deployment can have, as somebody's own SQL may have written it.
+    """
     if name_problem(deployment_id) is not None:
         return None
-    rows = yield Step(queries.FIND_DEPLOYMENT, (deployment_id,))
+    rows = yield Step(queries.FIND_DEPLOYMENT, (plain_text(deployment_id),))
     return _deployment(rows[0]) if rows else None
 
 
 def put(deployment: Deployment) -> Plan[None]:
-    """Add a deployment to the table, or replace the one of its id."""
+    """Add a deployment to the table, or replace the one of its id.
+
+    Raises:
+        InvalidCommand: it is none, or one that was made without being checked.
+    """
+    if not isinstance(deployment, Deployment):
+        raise InvalidCommand("deployment", f"must be a Deployment, not {type(deployment).__name__}")
+    deployment = accept(Deployment, **vars(deployment))
     targets = None if deployment.targets is None else encode_json(list(deployment.targets))
     values = deployment.model_dump() | {"targets": targets}
     yield Step(queries.PUT_DEPLOYMENT, tuple(values.values()))
@@ -37,15 +49,24 @@ def remove(deployment_id: str) -> Plan[bool]:
     """Remove a deployment from the table; False when there is none of this id."""
     if name_problem(deployment_id) is not None:
         return False
-    rows = yield Step(queries.REMOVE_DEPLOYMENT, (deployment_id,))
+    rows = yield Step(queries.REMOVE_DEPLOYMENT, (plain_text(deployment_id),))
     return bool(rows)
 
 
 def _deployment(row: Row) -> Deployment:
     values = dict(zip(Deployment.model_fields, row, strict=True))
-    if values["targets"] is not None:
-        values["targets"] = _TARGETS.validate_json(values["targets"])
-    return Deployment(**values)
+    try:
+        if values["targets"] is not None:
+            values["targets"] = _TARGETS.validate_json(values["targets"])
+        return Deployment(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "targets"
+        raise InvalidCommand(
+            "deployment_id",
+            f"deployment {values['id']!r} is not well-formed in table command_registry.deployments: "
+            f"{where}: {first['msg']}",
+        ) from None
 
 
 class DeploymentTable:

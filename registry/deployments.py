@@ -12,6 +12,7 @@ from registry.errors import (
     TargetAmbiguous,
     TargetIdInvalid,
     TargetNotFound,
+    shown,
 )
 from registry.models import (
     DeliveryMode,
@@ -162,10 +163,10 @@ def _requested(deployment: Deployment, requested: str) -> Target:
     if not isinstance(requested, str):
         raise InvalidCommand("requested", f"must be text, not {type(requested).__name__}")
     if ":" in requested:
-        raise TargetIdInvalid(deployment.id, f"target id {requested!r} must not hold a colon")
+        raise TargetIdInvalid(deployment.id, f"target id {shown(requested)} must not hold a colon")
     if requested == OPERATOR:
         return Target(resource_id=OPERATOR, resource_type=ResourceType.DAEMON)
     for target in _candidates(deployment):
         if target.resource_id == requested:
             return target
-    raise TargetNotFound(deployment.id, f"deployment {deployment.id!r} has no target {requested!r}")
+    raise TargetNotFound(deployment.id, f"deployment {deployment.id!r} has no target {shown(requested)}")

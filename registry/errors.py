@@ -19,7 +19,7 @@ Every error has a `code`, the same wherever it is told (as JSON-RPC's `data.code
 unchanged.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "CommandNotFound",
@@ -35,7 +35,18 @@ __all__ = [
     "TargetError",
     "TargetIdInvalid",
     "TargetNotFound",
+    "shown",
 ]
+
+
+_LONGEST_SHOWN: Final = 300
+
+
+def shown(value: object) -> str:
+    """Write what was given as an id, and may be anything, in a message."""
+    if not isinstance(value, str):
+        return f"<{type(value).__name__}>"
+    return repr(value) if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}..."
 
 
 class RegistryError(Exception):
@@ -81,7 +92,7 @@ class CommandNotFound(RegistryError, LookupError):
     def __init__(self, command_id: str) -> None:
         """Carry the id."""
         self.command_id = command_id
-        super().__init__(f"no command {command_id!r}")
+        super().__init__(f"no command {shown(command_id)}")
 
 
 class DeploymentNotFound(RegistryError, LookupError):
@@ -92,7 +103,7 @@ class DeploymentNotFound(RegistryError, LookupError):
     def __init__(self, deployment_id: str) -> None:
         """Carry the id."""
         self.deployment_id = deployment_id
-        super().__init__(f"no deployment {deployment_id!r} in the directory")
+        super().__init__(f"no deployment {shown(deployment_id)} in the directory")
 
 
 class TargetError(RegistryError):

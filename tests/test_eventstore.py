@@ -195,7 +195,7 @@ def test_an_unknown_stream_is_empty(store: Store, book: str) -> None:
 
 @pytest.mark.parametrize("limit", [-1, 0, 100_001])
 def test_a_limit_is_1_to_100000(store: Store, book: str, limit: int) -> None:
-    refusal = rf"limit: must be in 1\.\.100000, not {limit}"
+    refusal = r"limit: must be in 1\.\.100000"
     with pytest.raises(InvalidEvent, match=refusal):
         store.read_stream(book, 0, limit)
     with pytest.raises(InvalidEvent, match=refusal):

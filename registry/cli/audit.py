@@ -18,6 +18,7 @@ from registry.cli.invocation import Stop
 from registry.cli.opening import opened
 from registry.cli.options import Debug, Dsn, Json, Pooler, log_position
 from registry.cli.output import facts, print_json, progress, say, stderr
+from registry.cli.visible import visible_json
 
 __all__ = ["export", "tell_waiting", "verify"]
 
@@ -110,8 +111,10 @@ def export(
     """
     lines, last = 0, after or LOG_START
     with opened(dsn, pooler) as registry, _writing(output) as file:
+        to_terminal = file.isatty()
         for event in registry.export(last):
-            file.write(export_line(event))
+            line = export_line(event)
+            file.write(visible_json(line) if to_terminal else line)
             lines, last = lines + 1, event.log_position
         file.flush()
         waiting = registry.database.run(doctor.held_back())

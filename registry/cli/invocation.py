@@ -1,6 +1,8 @@
 """One run of the command line: what was said before the command, and what becomes of errors."""
 
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,12 +17,16 @@ from typer.core import TyperGroup
 from eventstore.database import Pooler
 from registry.cli.errors import describe, one_line, without_secrets
 from registry.cli.output import stderr
+from registry.cli.visible import visible
 
 __all__ = ["CommandLine", "Invocation", "Stop"]
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+
+_SIZES: Final = ("COLUMNS", "LINES", "TERMINAL_WIDTH")
+_SIZE: Final = re.compile(r"[1-9]\d{0,3}", re.ASCII)
 
 # Typer brings click along under a private name; this is its click's UsageError.
 _UsageError: Final = cast("type[Exception]", typer.BadParameter.__base__)
@@ -68,7 +74,18 @@ class CommandLine(TyperGroup):
 
         if not standalone_mode:
             return run()
+        _prepare()
         sys.exit(_guarded(run, invocation))
+
+
+def _prepare() -> None:
+    """Let neither a terminal's odd size nor an encoding that lacks characters keep anything from being told."""
+    for name in _SIZES:
+        if not _SIZE.fullmatch(os.environ.get(name, "1")):
+            del os.environ[name]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _guarded(run: Callable[[], object], invocation: Invocation) -> int:
@@ -94,7 +111,7 @@ def _wrong_call(error: Exception) -> int:
 def _failure(error: Exception, invocation: Invocation) -> int:
     secret = invocation.dsn
     if invocation.debug:
-        sys.stderr.write(without_secrets("".join(traceback.format_exception(error)), secret))
+        sys.stderr.write(visible(without_secrets("".join(traceback.format_exception(error)), secret)))
     message = str(error) if isinstance(error, Stop) else describe(error, invocation.command, secret)
     _tell(without_secrets(one_line(message), secret))
     if isinstance(error, OSError):

@@ -7,12 +7,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-import psycopg
 import typer
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import JsonValue
 
 from eventstore import database
+from eventstore.errors import InvalidDsn
 from eventstore.event import LogPosition
 from registry.cli.errors import user_name
 from registry.cli.invocation import Invocation
@@ -149,12 +148,19 @@ def _one_of(text: str, states: tuple[CommandState, ...]) -> CommandState:
 
 def _json(text: str) -> JsonValue:
     try:
-        value: JsonValue = json.loads(text)
+        value: JsonValue = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise typer.BadParameter(
             f"{text[:80]!r} is not JSON ({error}): write such as "
             + """'{"code":"TIMEOUT"}', or a text as '"timeout"'"""
         ) from None
+    return value
+
+
+def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("an object names a key twice")
     return value
 
 
@@ -204,8 +210,8 @@ def given_connection(ctx: typer.Context) -> bool:
 
 def _checked(dsn: str) -> str:
     try:
-        conninfo_to_dict(dsn)
-    except psycopg.Error:
+        database.parse_dsn(dsn)
+    except InvalidDsn:
         # What libpq says of it may hold the password.
         raise typer.BadParameter(
             f"what --dsn (or {DSN_VARIABLE}) says cannot be read: write it as "

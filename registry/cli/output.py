@@ -1,7 +1,7 @@
 """What is printed: tables and panels on a terminal, plain aligned lines elsewhere, JSON when asked for."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -9,11 +9,13 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from registry.cli.visible import visible, visible_json
 from registry.models import instant_text
 
 __all__ = ["facts", "instant", "print_json", "progress", "say", "stderr", "stdout", "table", "waiting"]
@@ -33,14 +35,24 @@ def stderr() -> Console:
     return _console(is_terminal=sys.stderr.isatty(), to_stderr=True)
 
 
+class _Console(Console):
+    """A console on which no text acts, wherever it comes from: only rich itself sends commands to the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render, with escapes for what would act."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else visible(segment.text)
+            yield segment if text is segment.text else Segment(text, segment.style)
+
+
 def _console(*, is_terminal: bool, to_stderr: bool) -> Console:
     width = None if is_terminal else _UNBROKEN
-    return Console(stderr=to_stderr, width=width, highlight=False, emoji=False, markup=False)
+    return _Console(stderr=to_stderr, width=width, highlight=False, emoji=False, markup=False)
 
 
 def print_json(value: BaseModel | Mapping[str, object] | Sequence[object]) -> None:
     """Print a value as JSON, in UTF-8: indented on a terminal, on one line elsewhere."""
-    typer.echo(to_json(value, indent=2 if sys.stdout.isatty() else None))
+    typer.echo(visible_json(to_json(value, indent=2 if sys.stdout.isatty() else None)))
 
 
 def say(*parts: Cell | tuple[str, str]) -> None:
@@ -59,12 +71,19 @@ def facts(title: str, rows: Sequence[tuple[str, Cell]]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(name, value)
+        grid.add_row(name, _cell(value))
     console = stdout()
     if console.is_terminal:
         console.print(Panel(grid, title=Text(title), title_align="left", expand=False))
     else:
         _print_stripped(console, grid)
+
+
+def _cell(value: Cell) -> Cell:
+    """Make a cell as wide as what is shown of it."""
+    text = value if isinstance(value, str) else value.plain
+    shown = visible(text)
+    return value if shown == text else shown
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, unbroken: int = 1) -> None:
@@ -74,7 +93,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, unbroken: i
     for index, name in enumerate(columns):
         grid.add_column(name, no_wrap=index < unbroken, overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(_cell, row))
     if console.is_terminal:
         console.print(grid)
     else:
@@ -84,7 +103,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, unbroken: i
 def _print_stripped(console: Console, grid: Table) -> None:
     with console.capture() as captured:
         console.print(grid)
-    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    typer.echo("\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n")))
 
 
 @contextmanager

@@ -46,7 +46,8 @@ Modules = Annotated[
     ),
 ]
 Version = Annotated[
-    int | None, typer.Option("--version", min=1, metavar="N", help="Which version. Default: that of this software.")
+    int | None,
+    typer.Option("--version", min=1, max=2**31 - 1, metavar="N", help="Which version. Default: that of this software."),
 ]
 
 
@@ -225,7 +226,7 @@ def _watch(look: Any) -> None:  # noqa: ANN401
             try:
                 with console.capture() as captured:
                     _show(look(), as_json=False)
-                live.update(Text(captured.get()), refresh=True)
+                live.update(Text.from_ansi(captured.get()), refresh=True)
             except Unavailable as error:
                 live.update(Text(str(error), style="red"), refresh=True)
             time.sleep(_WATCH_SECONDS)
@@ -378,7 +379,10 @@ def prune(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Of which read models. Default: of all.")
     ] = None,
     observe: Annotated[
-        float, typer.Option("--observe", min=0, metavar="SECONDS", help="How long to watch whether anybody uses it.")
+        float,
+        typer.Option(
+            "--observe", min=0, max=86_400, metavar="SECONDS", help="How long to watch whether anybody uses it."
+        ),
     ] = 15.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
@@ -421,7 +425,9 @@ def prune(
 def skip(
     name: Name,
     stream_id: Annotated[str, typer.Argument(metavar="ID", help="The command whose event it is.")],
-    stream_version: Annotated[int, typer.Argument(metavar="EVENT_VERSION", min=1, help="The event's version.")],
+    stream_version: Annotated[
+        int, typer.Argument(metavar="EVENT_VERSION", min=1, max=2**31 - 1, help="The event's version.")
+    ],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded, with who said so.")],
     version: Version = None,
     modules: Modules = None,

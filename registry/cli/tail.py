@@ -26,6 +26,7 @@ from registry.cli.opening import opened
 from registry.cli.options import Debug, Dsn, Json, Pooler, Start, StartAt
 from registry.cli.output import instant, stderr, stdout
 from registry.cli.reads import by_whom, what_happened
+from registry.cli.visible import visible, visible_json
 from registry.events import CODEC
 from registry.history import history_entry
 
@@ -77,7 +78,7 @@ def tail(
     """
     begin_at: Start = start or ("now" if follow else LOG_START)
     choice = Choice(types or (), deployments or (), begin_at if isinstance(begin_at, datetime) else None)
-    output = _Output(export_line if as_json else _for_people(stdout()))
+    output = _Output(_json_line if as_json else _for_people(stdout()))
     with opened(dsn, pooler) as registry:
         after = registry.database.run(begin(begin_at), lasting=True)
         reader = Reader(registry.database, after, choice, output.show, lambda text: _note(without_secrets(text, dsn)))
@@ -90,6 +91,11 @@ def tail(
 
 def _note(text: str) -> None:
     stderr().print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+
+
+def _json_line(event: RecordedEvent) -> bytes:
+    line = export_line(event)
+    return visible_json(line) if sys.stdout.isatty() else line
 
 
 class _Output:
@@ -137,7 +143,7 @@ def _for_people(console: Console) -> Callable[[RecordedEvent], bytes]:
     def line(event: RecordedEvent) -> bytes:
         text = _on_one_line(_told(event))
         if not console.is_terminal:  # the same line, made sooner
-            return text.plain.encode() + b"\n"
+            return visible(text.plain).encode() + b"\n"
         with console.capture() as captured:
             console.print(text, soft_wrap=True)
         return captured.get().encode()
