@@ -272,6 +272,8 @@ class Proxy:
                 link = _Link(self, client, self._connect())
                 with self._lock:
                     self._links.append(link)
+                if self._listener is not listener or self.hangs_up:
+                    link.cut()  # all others were cut while it was made
 
     def _connect(self) -> socket.socket:
         host, port = self._upstream
