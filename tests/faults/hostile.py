@@ -321,7 +321,7 @@ class Judge:
 
     def judge(self, call: str, parameter: str, value: Any) -> None:
         """Make a call with one hostile argument: it is refused, and changes nothing, or reads back equal."""
-        arguments = self._ordinary(call, parameter)
+        arguments = self.ordinary(call, parameter)
         command_id = arguments.get("command_id")
         before = self._seen(command_id) if command_id and parameter != "command_id" else None
         try:
@@ -337,7 +337,8 @@ class Judge:
         if parameter != "command_id" and made is not None:
             self._check_accepted(made, parameter, value)
 
-    def _ordinary(self, call: str, parameter: str) -> dict[str, Any]:
+    def ordinary(self, call: str, parameter: str) -> dict[str, Any]:
+        """Give what a call needs, beside a parameter that is tried."""
         parameters = parameters_of(call)
         needed = {name for name, each in parameters.items() if each.default is inspect.Parameter.empty}
         arguments: dict[str, Any] = {name: _NEEDED[name] for name in needed - {"command_id"}}
@@ -368,6 +369,11 @@ class Judge:
         assert (envelope.command, envelope.deadline, envelope.state) == (status.command, status.deadline, status.state)
         assert self.registry.call("get_command_access_context", command_id).target == status.target
         self.statuses[command_id] = status
+
+    def is_in(self, log: Iterable[RecordedEvent]) -> bool:
+        """Tell whether the log has all that was read."""
+        versions = Counter(event.stream_id for event in log)
+        return all(versions[command_id] >= status.version for command_id, status in self.statuses.items())
 
     def check_log(self, log: Iterable[RecordedEvent]) -> None:
         """Check that a fresh fold of the log has every status that was read."""

@@ -289,7 +289,7 @@ _RICH: Final = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[hl]|[12]?K|\d*A)")
         "create {nasty} x --deployments table",
         "tail --type {nasty}",
         "export -o /nowhere/{nasty}",
-        "--debug status {nasty}",
+        "--debug export -o /nowhere/{nasty}",
     ],
 )
 def test_nothing_that_is_in_the_database_or_in_the_call_acts_on_a_terminal(
