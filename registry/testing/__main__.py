@@ -13,11 +13,11 @@ from registry.cli.output import stderr
 from registry.errors import RegistryError
 from registry.postgres import PostgresCommandRegistry
 from registry.testing.contradictions import Contradiction
-from registry.testing.histories import concerning, exported, load_log
-from registry.testing.linearizability import Logged, check_against_log
+from registry.testing.histories import concerning, contradictions_of, exported, listed, load_log
+from registry.testing.linearizability import Logged
 from registry.testing.recording import Operation, load
 from registry.testing.reducing import reduced
-from registry.testing.search import Undecided, check_by_search
+from registry.testing.search import Undecided
 from registry.testing.timeline import as_svg, as_text
 
 __all__ = ["main"]
@@ -37,8 +37,6 @@ An image of what cannot be, for a browser: [bold]python -m registry.testing hist
 
 Exit status: 0 it can be explained, 1 it cannot (what cannot be is drawn), 2 wrong usage, or a file that cannot be read.
 """
-
-_SHOWN: Final = 5
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,7 +67,7 @@ def check(histories: _Histories, log: _Log = None, dsn: _Dsn = None, svg: _Drawi
         _refuse("give --log or --dsn, and not both")
     history, events = _read(histories, log, dsn)
     try:
-        contradictions = _check(history, events)
+        contradictions = contradictions_of(history, events)
     except (Undecided, ValueError) as error:
         _refuse(str(error))
     operations: list[Operation] = list(history)
@@ -106,10 +104,6 @@ def _from_database(dsn: str) -> list[Logged]:
     return events
 
 
-def _check(history: list[Operation], events: list[Logged] | None) -> list[Contradiction]:
-    return check_by_search(history) if events is None else check_against_log(history, events)
-
-
 def _draw(file: Path | None, operations: list[Operation], contradiction: Contradiction | None) -> None:
     if file is None:
         return
@@ -120,10 +114,8 @@ def _draw(file: Path | None, operations: list[Operation], contradiction: Contrad
 
 
 def _tell(contradictions: list[Contradiction], drawn: str) -> None:
-    for contradiction in contradictions[:_SHOWN]:
-        typer.echo(f"- {one_line(str(contradiction))}")
-    if len(contradictions) > _SHOWN:
-        typer.echo(f"- and {len(contradictions) - _SHOWN} more")
+    for line in listed(contradictions):
+        typer.echo(one_line(line))
     typer.echo(f"\n{drawn}", nl=False)
 
 

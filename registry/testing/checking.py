@@ -21,11 +21,7 @@ SETTINGS: Final = hypothesis.settings(
     deadline=None,  # a registry may be slow at times; what it answers is the question
     print_blob=True,
     report_multiple_bugs=False,  # one counterexample at a time is read
-    phases=[
-        Phase.explicit,
-        Phase.reuse,
-        Phase.generate,
-    ],  # calls are left out by `shortest`, in a hundredth of the time
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # `shortest` leaves calls out in a hundredth of the time
     suppress_health_check=list(HealthCheck),
 )
 """What `check_registry` goes by unless told otherwise: a hundred sequences of at most thirty calls."""

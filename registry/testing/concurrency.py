@@ -144,10 +144,24 @@ def check_concurrent_calls(
         founder = Implementation(recorder.client("founder", registry.registry), registry.loop)
         first = {"deployment_id": deployment_id, "command_name": "sync-data"}
         shared = [str(told(founder.call("create_command", **first), "command_id")) for _ in range(SHARED)]
-        names = [f"{number}" for number in range(clients)]
-        drive = _in_tasks if registry.is_asynchronous else _in_threads
-        drive(recorder, registry, names, shared, (seed, deployment_id), max(1, calls // clients))
+        theirs = [_client(recorder, registry, f"{number}", shared, seed, deployment_id) for number in range(clients)]
+        each = max(1, calls // clients)
+        if registry.is_asynchronous:
+            registry.loop.run(_in_tasks(theirs, each))
+        else:
+            _in_threads(theirs, each)
         check_history(recorder.history(), _log(registry, recorder), save_to=save_to)
+
+
+_Client: TypeAlias = tuple[Any, Caller]
+"""What a client calls, and what it calls of that."""
+
+
+def _client(
+    recorder: Recorder, registry: Implementation, name: str, shared: list[str], seed: int, deployment_id: str
+) -> _Client:
+    dice = random.Random(f"{seed}/{name}")  # noqa: S311 - to be replayed
+    return recorder.client(name, registry.registry), random_calls(name, dice, shared, registry, deployment_id)
 
 
 def _log(registry: Implementation, recorder: Recorder) -> list[Logged] | None:
@@ -159,18 +173,8 @@ def _log(registry: Implementation, recorder: Recorder) -> list[Logged] | None:
     return log if any(event.request_id for event in log) else None
 
 
-def _in_threads(
-    recorder: Recorder,
-    registry: Implementation,
-    names: Sequence[str],
-    shared: list[str],
-    chosen: tuple[int, str],
-    calls: int,
-) -> None:
-    def drive(name: str) -> None:
-        client = recorder.client(name, registry.registry)
-        dice = random.Random(f"{chosen[0]}/{name}")  # noqa: S311 - to be replayed
-        caller = random_calls(name, dice, shared, registry, chosen[1])
+def _in_threads(clients: Sequence[_Client], calls: int) -> None:
+    def drive(client: Any, caller: Caller) -> None:  # noqa: ANN401
         planned = next(caller)
         for _ in range(calls):
             try:
@@ -180,23 +184,13 @@ def _in_threads(
             else:
                 planned = caller.send(answer)
 
-    with _switching_often(), ThreadPoolExecutor(len(names)) as threads:
-        for done in [threads.submit(drive, name) for name in names]:
+    with _switching_often(), ThreadPoolExecutor(len(clients)) as threads:
+        for done in [threads.submit(drive, *client) for client in clients]:
             done.result()
 
 
-def _in_tasks(
-    recorder: Recorder,
-    registry: Implementation,
-    names: Sequence[str],
-    shared: list[str],
-    chosen: tuple[int, str],
-    calls: int,
-) -> None:
-    async def drive(name: str) -> None:
-        client = recorder.client(name, registry.registry)
-        dice = random.Random(f"{chosen[0]}/{name}")  # noqa: S311 - to be replayed
-        caller = random_calls(name, dice, shared, registry, chosen[1])
+async def _in_tasks(clients: Sequence[_Client], calls: int) -> None:
+    async def drive(client: Any, caller: Caller) -> None:  # noqa: ANN401
         planned = next(caller)
         for _ in range(calls):
             try:
@@ -206,10 +200,7 @@ def _in_tasks(
             else:
                 planned = caller.send(answer)
 
-    async def all_of_them() -> None:
-        await asyncio.gather(*map(drive, names))
-
-    registry.loop.run(all_of_them())
+    await asyncio.gather(*[drive(*client) for client in clients])
 
 
 def _expected(error: Exception) -> Exception:

@@ -7,13 +7,9 @@ from typing import Final
 
 from registry.models import instant_text
 from registry.testing.model import Answer, Envelope, Refused, Status
-from registry.testing.observing import WRITES
 from registry.testing.recording import Operation
 
-__all__ = ["JUDGED", "Contradiction", "answer_text", "arguments_text", "differences", "is_answer", "said", "who"]
-
-JUDGED: Final = WRITES | {"get_command_status", "get_command_metadata", "get_command_access_context", "history"}
-"""The calls that the model knows the answer of; all others are ignored."""
+__all__ = ["Contradiction", "answer_text", "arguments_text", "check_now", "differences", "is_answer", "said", "who"]
 
 _LONGEST: Final = 48  # characters of a value that is told
 
@@ -77,6 +73,19 @@ def said(operation: Operation) -> str:
 def arguments_text(operation: Operation) -> str:
     """Write the arguments of a call, without the command it is about."""
     return ", ".join(f"{name}={_value(value)}" for name, value in operation.arguments.items() if name != "command_id")
+
+
+def check_now(operation: Operation) -> None:
+    """Check that a call of `expire_overdue` can be judged.
+
+    Raises:
+        ValueError: it does not tell `now`.
+    """
+    if "now" not in operation.arguments:
+        raise ValueError(
+            f"{who(operation)} (request id {operation.request_id!r}) does not tell `now`: "
+            "call it with now=, so that it can be judged"
+        )
 
 
 def answer_text(answer: Answer | list[str]) -> str:

@@ -29,7 +29,9 @@ __all__ = [
     "HistoryError",
     "check_history",
     "concerning",
+    "contradictions_of",
     "exported",
+    "listed",
     "load_log",
     "log_of",
     "save_log",
@@ -48,11 +50,8 @@ class HistoryError(AssertionError):
     def __init__(self, contradictions: Sequence[Contradiction], drawn: str, saved: Path | None, where: str) -> None:
         """Carry the contradictions, and where the history was saved."""
         self.contradictions, self.saved = tuple(contradictions), saved
-        shown = [f"- {contradiction}" for contradiction in contradictions[:_SHOWN]]
-        more = len(contradictions) - len(shown)
-        if more > 0:
-            shown.append(f"- and {more} more")
-        super().__init__("\n".join(["the history is not linearizable:", *shown, "", drawn, where]))
+        lines = ["the history is not linearizable:", *listed(contradictions), "", drawn, where]
+        super().__init__("\n".join(lines))
 
 
 def check_history(
@@ -70,7 +69,7 @@ def check_history(
         ValueError: the history cannot be judged; says why.
     """
     events = None if log is None else list(log)
-    contradictions = sorted(_check(history, events), key=lambda found: len(found.operations))
+    contradictions = contradictions_of(history, events)
     if not contradictions:
         return
     operations, contradiction = reduced(history, events, contradictions[0])
@@ -78,8 +77,16 @@ def check_history(
     raise HistoryError(contradictions, as_text(operations, contradiction), saved, where)
 
 
-def _check(history: Sequence[Operation], log: Sequence[Logged] | None) -> list[Contradiction]:
-    return check_by_search(history) if log is None else check_against_log(history, log)
+def contradictions_of(history: Sequence[Operation], log: Sequence[Logged] | None) -> list[Contradiction]:
+    """Tell what in a history cannot be, the least first: by the log if it is given, else by search."""
+    found = check_by_search(history) if log is None else check_against_log(history, log)
+    return sorted(found, key=lambda contradiction: len(contradiction.operations))
+
+
+def listed(contradictions: Sequence[Contradiction]) -> list[str]:
+    """Write the first few contradictions, a line each, and how many more there are."""
+    more = len(contradictions) - _SHOWN
+    return [f"- {each}" for each in contradictions[:_SHOWN]] + ([f"- and {more} more"] if more > 0 else [])
 
 
 # What a registry has written.

@@ -27,27 +27,39 @@ class EventLoop:
     """An event loop in a thread of its own, so that it serves whoever waits, inside another event loop or not."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="command-registry-testing", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
     def run(self, work: Awaitable[T]) -> T:
         """Wait for a coroutine to end, in the caller's context."""
-        waiting = asyncio.run_coroutine_threadsafe(_awaited(work), self._loop)
+        waiting = asyncio.run_coroutine_threadsafe(_awaited(work), self._started())
         try:
             return waiting.result()
         except BaseException:
             waiting.cancel()
             raise
 
+    def _started(self) -> asyncio.AbstractEventLoop:
+        """Start it when it is first needed: a registry for threads needs none."""
+        with self._lock:
+            if self._running is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="command-registry-testing", daemon=True)
+                thread.start()
+                self._running = loop, thread
+            return self._running[0]
+
     def close(self) -> None:
         """End what still runs, and the loop; not at the end of the program, when its thread runs no more."""
-        if sys.is_finalizing() or not self._thread.is_alive():
+        if self._running is None:
+            return
+        loop, thread = self._running
+        if sys.is_finalizing() or not thread.is_alive():
             return
         self.run(_end_tasks())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def _awaited(work: Awaitable[T]) -> T:

@@ -21,8 +21,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from registry.testing.contradictions import JUDGED, Contradiction, answer_text, is_answer, said, who
-from registry.testing.model import Known, Refused, expected
+from registry.testing.contradictions import Contradiction, answer_text, check_now, is_answer, said, who
+from registry.testing.model import JUDGED, Known, Refused, expected
 from registry.testing.observing import WRITES
 from registry.testing.recording import Operation
 from registry.testing.states import States
@@ -100,11 +100,7 @@ def _expired(operation: Operation, found: list[Contradiction]) -> Iterable[str]:
     """Give the commands that a call of `expire_overdue` says it let expire."""
     if isinstance(operation.answer, Refused):
         return ()
-    if "now" not in operation.arguments:
-        raise ValueError(
-            f"{who(operation)} (request id {operation.request_id!r}) does not tell `now`: "
-            "call it with now=, so that it can be judged"
-        )
+    check_now(operation)
     if operation.end is None:
         return ()
     if not isinstance(operation.answer, list):

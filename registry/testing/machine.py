@@ -21,13 +21,6 @@ _NOON: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 _LATER: Final = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 _NOT_TERMINAL: Final = [CommandState.PENDING_UPLOAD, CommandState.PENDING, CommandState.DISPATCHED]
 
-_facts: Final = {
-    "dispatched_at": instants,
-    "completed_at": instants,
-    "response_size_bytes": st.just(0) | some.request_sizes(),
-    "error": some.errors(),
-}
-_results: Final = {name: _facts[name] for name in ("response_size_bytes", "error")}
 _hostile_creation: Final = {
     "command_name": some.hostile_names(),
     "initial_state": some.hostile_states().filter(lambda state: state is not None),
@@ -55,8 +48,11 @@ _overdue: Final = st.fixed_dictionaries(
 )
 _HOSTILE: Final[Mapping[str, tuple[dict[str, Any], list[str]]]] = {
     "mark_dispatched_if_not_terminal": ({"dispatched_at": _NOON}, ["dispatched_at"]),
-    "update_command_state": ({"state": CommandState.FAILED}, ["state", *_facts]),
-    "complete_command": ({"state": CommandState.FAILED, "completed_at": _NOON}, ["state", "completed_at", *_results]),
+    "update_command_state": ({"state": CommandState.FAILED}, ["state", *some.FACTS]),
+    "complete_command": (
+        {"state": CommandState.FAILED, "completed_at": _NOON},
+        ["state", "completed_at", *some.RESULTS],
+    ),
 }
 """Calls of a command, with what they need, and the arguments that may be something that must be refused."""
 
@@ -142,7 +138,7 @@ class CommandRegistryMachine(RuleBasedStateMachine):
     # Writes.
 
     @precondition(_has_one("update_command_state"))
-    @rule(data=st.data(), given=st.fixed_dictionaries({}, optional=_facts))
+    @rule(data=st.data(), given=st.fixed_dictionaries({}, optional=some.FACTS))
     def update(self, data: st.DataObject, given: dict[str, Any]) -> None:
         """Move a command to a state that the matrix allows, or not."""
         command = self._any(data)
@@ -167,7 +163,7 @@ class CommandRegistryMachine(RuleBasedStateMachine):
         data=st.data(),
         state=terminal_states,
         completed_at=instants,
-        given=st.fixed_dictionaries({}, optional=_results),
+        given=st.fixed_dictionaries({}, optional=some.RESULTS),
     )
     def complete(self, data: st.DataObject, state: CommandState, completed_at: datetime, given: dict[str, Any]) -> None:
         """Give a command its result; now and then with a state that is none."""

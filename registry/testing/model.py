@@ -7,11 +7,13 @@ that a fault there is found and not shared.
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 __all__ = [
     "ALLOWED",
     "CREATED",
+    "FACTS",
+    "JUDGED",
     "MAX_ATTEMPT",
     "TERMINAL",
     "Answer",
@@ -64,6 +66,11 @@ class Envelope(NamedTuple):
     attempt: int
     deadline: datetime | None
     version: int | None
+
+    @classmethod
+    def of(cls, status: Status) -> Self:
+        """Take it from a status."""
+        return cls(status.deployment_id, status.command, status.state, status.attempt, status.deadline, status.version)
 
 
 class Known(NamedTuple):
@@ -185,13 +192,14 @@ def _dispatch(known: Known | None, given: Arguments) -> Outcome:
     return True, _told(known, "DISPATCHED", given)
 
 
-_FACTS: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
+FACTS: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
+"""What a call may tell of a command beside its state; what is not told keeps its value."""
 
 
 def _told(known: Known, to: str, given: Arguments) -> Known:
     """Put down what was told; what was not keeps its value, and nothing new is no event."""
     status = known.status
-    told = {name: given[name] for name in _FACTS if given.get(name) is not None}
+    told = {name: given[name] for name in FACTS if given.get(name) is not None}
     if status.state == to and all(getattr(status, name) == value for name, value in told.items()):
         return known
     return _next(known, state=to, **told)
@@ -228,10 +236,7 @@ def _status(known: Known | None, given: Arguments) -> Outcome:  # noqa: ARG001
 
 
 def _metadata(known: Known | None, given: Arguments) -> Outcome:  # noqa: ARG001
-    if known is None:
-        return None, None
-    told = known.status
-    return Envelope(told.deployment_id, told.command, told.state, told.attempt, told.deadline, told.version), known
+    return (None if known is None else Envelope.of(known.status)), known
 
 
 def _access(known: Known | None, given: Arguments) -> Outcome:  # noqa: ARG001
@@ -254,3 +259,6 @@ _CALLS: Final[Mapping[str, Callable[[Known | None, Arguments], Outcome]]] = {
     "get_command_access_context": _access,
     "history": _history,
 }
+
+JUDGED: Final = frozenset(_CALLS)
+"""The calls that the model knows the answer of."""

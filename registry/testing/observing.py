@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Final
 
 from registry.protocol import CommandRegistry
-from registry.testing.model import Answer, Envelope, Refused, Status, canonical
+from registry.testing.model import FACTS, Answer, Envelope, Refused, Status, canonical
 
 __all__ = ["INSTANTS", "UNWRITTEN", "WRITES", "by_name", "comparable", "folded", "observed", "refusal", "told"]
 
@@ -80,16 +80,8 @@ def _status(answer: object) -> Status | None:
 
 
 def _envelope(answer: object) -> Envelope | None:
-    if answer is None:
-        return None
-    return Envelope(
-        deployment_id=told(answer, "deployment_id"),
-        command=told(answer, "command"),
-        state=_plain(told(answer, "state")),
-        attempt=told(answer, "attempt"),
-        deadline=_instant(told(answer, "deadline")),
-        version=told(answer, "version"),
-    )
+    status = _status(answer)
+    return None if status is None else Envelope.of(status)
 
 
 _OBSERVED: Final[Mapping[str, Callable[[Any], Answer]]] = {
@@ -146,7 +138,6 @@ def comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _OF_CREATION: Final = ("deployment_id", "command", "state", "deadline", "request_size_bytes")
-_OF_TRANSITION: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
 
 
 def folded(history: Sequence[object]) -> Status | None:
@@ -165,5 +156,5 @@ def folded(history: Sequence[object]) -> Status | None:
             facts["attempt"] = told(event, "attempt")
         else:
             facts["state"] = told(event, "to_state")
-            facts |= {name: value for name in _OF_TRANSITION if (value := told(event, name)) is not None}
+            facts |= {name: value for name in FACTS if (value := told(event, name)) is not None}
     return _status(facts | {"version": len(history)})

@@ -15,11 +15,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeAlias
 from uuid import uuid4
 
 from registry.context import current_context
@@ -122,6 +123,10 @@ class Recorder:
             self._journal.flush()
 
 
+_Completed: TypeAlias = Callable[[Operation, dict[str, Any]], dict[str, Any]]
+"""Makes the settings of a call of those that the client gave."""
+
+
 class _Client:
     """A registry whose calls are recorded."""
 
@@ -132,48 +137,49 @@ class _Client:
         member = getattr(self._registry, call)
         if call not in CALLS:
             return member
-        recorded = _asynchronous if inspect.iscoroutinefunction(member) else _synchronous
-        takes_context = call in WRITES and takes(member, "context")
-        made = recorded(self._recorder, self._name, call, member, takes_context=takes_context)
+        recorded = self._asynchronous if inspect.iscoroutinefunction(member) else self._synchronous
+        completed = _with_request if call in WRITES and takes(member, "context") else _as_given
+        made = recorded(call, member, completed)
         setattr(self, call, made)
         return made
 
+    def _synchronous(self, call: str, member: Callable[..., Any], completed: _Completed) -> Callable[..., Any]:
+        def made(*args: Any, **settings: Any) -> Any:  # noqa: ANN401
+            with self._noted(call, args, settings) as operation:
+                answer = member(*args, **completed(operation, settings))
+                self._recorder.answered(operation, answer)
+            return answer
+
+        return made
+
+    def _asynchronous(self, call: str, member: Callable[..., Any], completed: _Completed) -> Callable[..., Any]:
+        async def made(*args: Any, **settings: Any) -> Any:  # noqa: ANN401
+            with self._noted(call, args, settings) as operation:
+                answer = await member(*args, **completed(operation, settings))
+                self._recorder.answered(operation, answer)
+            return answer
+
+        return made
+
+    @contextmanager
+    def _noted(self, call: str, args: tuple[Any, ...], settings: Mapping[str, Any]) -> Iterator[Operation]:
+        """Record that a call begins, and its error if it raises one."""
+        operation = self._recorder.begin(self._name, call, by_name(call, args, settings))
+        try:
+            yield operation
+        except BaseException as error:
+            self._recorder.failed(operation, error)
+            raise
+
+
+def _as_given(operation: Operation, settings: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+    return settings
+
 
 def _with_request(operation: Operation, settings: dict[str, Any]) -> dict[str, Any]:
+    """Give a write the request id of its operation, in its context."""
     context: EventContext = settings.get("context") or current_context()
     return settings | {"context": context.model_copy(update={"request_id": operation.request_id})}
-
-
-def _synchronous(
-    recorder: Recorder, client: str, call: str, member: Callable[..., Any], *, takes_context: bool
-) -> Callable[..., Any]:
-    def made(*args: Any, **settings: Any) -> Any:  # noqa: ANN401
-        operation = recorder.begin(client, call, by_name(call, args, settings))
-        try:
-            answer = member(*args, **(_with_request(operation, settings) if takes_context else settings))
-        except BaseException as error:
-            recorder.failed(operation, error)
-            raise
-        recorder.answered(operation, answer)
-        return answer
-
-    return made
-
-
-def _asynchronous(
-    recorder: Recorder, client: str, call: str, member: Callable[..., Any], *, takes_context: bool
-) -> Callable[..., Any]:
-    async def made(*args: Any, **settings: Any) -> Any:  # noqa: ANN401
-        operation = recorder.begin(client, call, by_name(call, args, settings))
-        try:
-            answer = await member(*args, **(_with_request(operation, settings) if takes_context else settings))
-        except BaseException as error:
-            recorder.failed(operation, error)
-            raise
-        recorder.answered(operation, answer)
-        return answer
-
-    return made
 
 
 # Histories as files: JSON lines, a line for the beginning of a call and one for its end.

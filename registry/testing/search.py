@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from registry.testing.contradictions import JUDGED, Contradiction, answer_text, is_answer, said, who
-from registry.testing.model import CREATED, TERMINAL, Answer, Known, Refused, expected
+from registry.testing.contradictions import Contradiction, answer_text, check_now, is_answer, said, who
+from registry.testing.model import CREATED, JUDGED, TERMINAL, Answer, Known, Refused, expected
 from registry.testing.observing import WRITES
 from registry.testing.recording import Operation
 
@@ -82,7 +82,7 @@ def _by_command(
         if operation.call not in JUDGED or operation.unwritten:
             continue
         if operation.call == "expire_overdue" and not isinstance(operation.answer, Refused):
-            _check_now(operation)
+            check_now(operation)
         if operation.end is None:
             if operation.call in {"create_command", "expire_overdue"}:
                 anywhere.append(_unknown(operation))
@@ -95,14 +95,6 @@ def _by_command(
         except TypeError:
             found.append(Contradiction(None, f"{said(operation)}, which tells of no command", (operation,)))
     return about, anywhere, found
-
-
-def _check_now(operation: Operation) -> None:
-    if "now" not in operation.arguments:
-        raise ValueError(
-            f"{who(operation)} (request id {operation.request_id!r}) does not tell `now`: "
-            "call it with now=, so that it can be judged"
-        )
 
 
 def _unknown(operation: Operation) -> _Call:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from registry.testing.contradictions import answer_text, differences, is_answer
-from registry.testing.model import Answer, Arguments, Envelope, Known, Refused, Status, expected
+from registry.testing.model import FACTS, Answer, Arguments, Envelope, Known, Refused, Status, expected
 from registry.testing.observing import WRITES
 
 __all__ = ["States"]
 
 _FIELDS: Final = {name: index for index, name in enumerate(Status._fields)}
-_FACTS: Final = ("dispatched_at", "completed_at", "response_size_bytes", "error")
 _BECOMES: Final = {"mark_dispatched_if_not_terminal": "DISPATCHED", "expire_overdue": "EXPIRED"}
 _NOT_FOUND: Final = Refused("COMMAND_NOT_FOUND")
 
@@ -74,7 +73,7 @@ class States:
     def _already(self, call: str, arguments: Arguments) -> Sequence[int]:
         """Give the versions at which all that a call tells was so already; otherwise, True would have changed it."""
         to = _BECOMES.get(call) or arguments.get("state")
-        told = [name for name in _FACTS if arguments.get(name) is not None] if call != "expire_overdue" else []
+        told = [name for name in FACTS if arguments.get(name) is not None] if call != "expire_overdue" else []
         return self._index(("state", *told)).get((to, *[arguments[name] for name in told]), ())
 
     def _index(self, names: tuple[str, ...]) -> Mapping[tuple[object, ...], Sequence[int]]:

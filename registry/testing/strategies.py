@@ -124,22 +124,24 @@ _creations: Final = st.fixed_dictionaries(
     },
     optional={"deadline": deadlines(), "request_size_bytes": sizes},
 )
-_facts: Final = {
+FACTS: Final = {
     "dispatched_at": instants,
     "completed_at": instants,
-    "response_size_bytes": sizes,
+    "response_size_bytes": st.just(0) | sizes,
     "error": errors(),
 }
-_completions: Final = st.fixed_dictionaries(
-    {"state": terminal_states, "completed_at": instants},
-    optional={"response_size_bytes": sizes, "error": errors()},
-)
+"""What may be told of a command, beside its state."""
+
+RESULTS: Final = {name: FACTS[name] for name in ("response_size_bytes", "error")}
+"""What may be told of a command's end, beside how and when it was."""
+
+_completions: Final = st.fixed_dictionaries({"state": terminal_states, "completed_at": instants}, optional=RESULTS)
 
 
 def _steps(known: Known) -> st.SearchStrategy[PlannedCall]:
     """Give the calls that may follow."""
     allowed = sorted(ALLOWED[known.status.state])
-    update = st.fixed_dictionaries({"state": st.sampled_from(allowed).map(CommandState)}, optional=_facts)
+    update = st.fixed_dictionaries({"state": st.sampled_from(allowed).map(CommandState)}, optional=FACTS)
     return st.one_of(
         st.builds(PlannedCall, st.just("mark_dispatched_if_not_terminal"), instants.map(_dispatched)),
         st.just(PlannedCall("increment_attempt", {})),

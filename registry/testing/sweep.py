@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from registry.testing.contradictions import Contradiction, said, who
-from registry.testing.model import CREATED, Answer, Refused
-from registry.testing.observing import UNWRITTEN
+from registry.testing.model import CREATED, Answer
 from registry.testing.recording import Operation
 from registry.testing.states import States
 
@@ -130,5 +129,4 @@ def _start(operation: Operation) -> int:
 
 def _tells_nothing(operation: Operation) -> bool:
     """Tell whether an operation without an event says nothing of the command: it never happened, or cannot tell."""
-    answer = operation.answer
-    return operation.end is None or (type(answer) is Refused and answer.code in UNWRITTEN)
+    return operation.end is None or operation.unwritten
