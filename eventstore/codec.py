@@ -4,6 +4,7 @@ Event objects are frozen pydantic models. A model's fields become the keys of on
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,16 @@ from pydantic import BaseModel, JsonValue
 from eventstore.errors import InvalidEvent, UnknownEventType, UpcastFailed
 from eventstore.event import NewEvent, StreamEvent, check_instant
 
-__all__ = ["MAX_JSON_BYTES", "MAX_JSON_DEPTH", "EventCodec", "EventType", "Upcaster", "encode_json", "json_text"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "MAX_JSON_DEPTH",
+    "EventCodec",
+    "EventType",
+    "Upcaster",
+    "encode_json",
+    "json_text",
+    "object_of",
+]
 
 MAX_JSON_DEPTH = 64
 """How deep arrays and objects of a free JSON value may nest."""
@@ -75,6 +85,19 @@ def json_text(field: str, value: JsonValue) -> str:
     if len(text) * 4 > MAX_JSON_BYTES and (size := len(text.encode())) > MAX_JSON_BYTES:
         raise InvalidEvent(field, f"must be at most {MAX_JSON_BYTES} bytes of JSON, not {size}")
     return text
+
+
+def object_of(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Make an object of its names and values, as `json.loads` reads them (its `object_pairs_hook`).
+
+    Raises:
+        ValueError: a key is named twice, of which one would be lost.
+    """
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object names {twice!r} twice")
+    return value
 
 
 def _check_values(field: str, value: object) -> None:

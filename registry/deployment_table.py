@@ -7,9 +7,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from eventstore.codec import encode_json
 from eventstore.database import AsyncDatabase, Database
-from eventstore.event import name_problem, plain_text
 from eventstore.steps import Plan, Row, Step
 from registry import queries
+from registry.arguments import possible_id
 from registry.deployments import Deployment
 from registry.errors import InvalidCommand
 from registry.models import Target, accept
@@ -25,9 +25,10 @@ def find(deployment_id: str) -> Plan[Deployment | None]:
     Raises:
         InvalidCommand: its row is none that a deployment can have, as somebody's own SQL may have written it.
     """
-    if name_problem(deployment_id) is not None:
+    found = possible_id(deployment_id)
+    if found is None:
         return None
-    rows = yield Step(queries.FIND_DEPLOYMENT, (plain_text(deployment_id),))
+    rows = yield Step(queries.FIND_DEPLOYMENT, (found,))
     return _deployment(rows[0]) if rows else None
 
 
@@ -47,9 +48,10 @@ def put(deployment: Deployment) -> Plan[None]:
 
 def remove(deployment_id: str) -> Plan[bool]:
     """Remove a deployment from the table; False when there is none of this id."""
-    if name_problem(deployment_id) is not None:
+    found = possible_id(deployment_id)
+    if found is None:
         return False
-    rows = yield Step(queries.REMOVE_DEPLOYMENT, (plain_text(deployment_id),))
+    rows = yield Step(queries.REMOVE_DEPLOYMENT, (found,))
     return bool(rows)
 
 

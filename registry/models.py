@@ -244,9 +244,6 @@ class EventContext(Model):
     attributes: Attributes = Field(default_factory=dict)
 
 
-_NO_MORE: Final = frozenset(("actor", "traceparent", "request_id", "attributes"))
-
-
 def has_plain_fields(context: EventContext) -> bool:
     """Tell whether a context is certainly acceptable still: nothing in it that could have been changed, or copied in.
 
@@ -254,7 +251,7 @@ def has_plain_fields(context: EventContext) -> bool:
     """
     fields = vars(context)
     return (
-        fields.keys() == _NO_MORE
+        fields.keys() == _every_field(EventContext)
         and fields["attributes"] == {}
         and all(fields[name] is None or name_problem(fields[name]) is None for name in ("actor", "request_id"))
         and (fields["traceparent"] is None or _is_traceparent(fields["traceparent"]))

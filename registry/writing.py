@@ -380,10 +380,11 @@ def write_all(writes: Sequence[Write[Any]], states: States, clock: Clock, *, asi
         known = {}
         if not this_round.events:
             doubtful = [write for write in these if write.sent and not write.settled]
-            if doubtful and aside:
+            if not aside:
+                for write in doubtful:
+                    write.aside = True  # where it holds nobody up
+            elif doubtful:
                 yield Step(log_queries.PAUSE)  # for a statement still under way, over a connection that is lost
-            for write in doubtful:
-                write.aside = True  # where it holds nobody up
             continue
         try:
             yield this_round.step(this_round.patience() if aside else PATIENCE)

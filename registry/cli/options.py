@@ -11,6 +11,7 @@ import typer
 from pydantic import JsonValue
 
 from eventstore import database
+from eventstore.codec import object_of
 from eventstore.errors import InvalidDsn
 from eventstore.event import LogPosition
 from registry.cli.errors import user_name
@@ -148,19 +149,12 @@ def _one_of(text: str, states: tuple[CommandState, ...]) -> CommandState:
 
 def _json(text: str) -> JsonValue:
     try:
-        value: JsonValue = json.loads(text, object_pairs_hook=_object)
+        value: JsonValue = json.loads(text, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise typer.BadParameter(
             f"{text[:80]!r} is not JSON ({error}): write such as "
             + """'{"code":"TIMEOUT"}', or a text as '"timeout"'"""
         ) from None
-    return value
-
-
-def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("an object names a key twice")
     return value
 
 

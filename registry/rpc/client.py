@@ -215,9 +215,10 @@ class RpcCommandRegistry:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        code = self.connection.close()
-        if error is None and code != 0:  # and otherwise, what went wrong before says more
-            raise RuntimeError(f"the child process ended with {code}")
+        if error is None:
+            self.close()
+        else:  # which says more than how the child ended
+            self.connection.close()
 
     def _call(self, method: str, timeout: float | None, **arguments: object) -> Any:  # noqa: ANN401
         given = arguments if timeout is None else arguments | {"timeout": timeout}

@@ -57,9 +57,8 @@ class Dispatcher:
 
         async def answer(place: int) -> None:
             made = await self._single(messages[place])
-            answers[place] = (
-                None if made is None else bytes(memoryview(made))
-            )  # a copy: orjson's holds 4 KiB, however short
+            if made is not None:
+                answers[place] = bytes(memoryview(made))  # a copy: orjson's holds 4 KiB, however short
 
         async with asyncio.TaskGroup() as group:
             for place in range(len(messages)):

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import orjson
 from pydantic import BaseModel, JsonValue
+
+from eventstore.codec import object_of
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -78,11 +79,15 @@ def parse(line: bytes) -> JsonValue:
     """
     try:
         text = line.decode()
-        value: JsonValue = json.loads(text, parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=_object)
+        value: JsonValue = json.loads(
+            text, parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=object_of
+        )
     except UnicodeDecodeError as error:
         raise RpcError(PARSE_ERROR, f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise RpcError(PARSE_ERROR, f"{error.msg} at character {error.pos}") from None
+    except ValueError as error:  # of object_of
+        raise RpcError(PARSE_ERROR, str(error)) from None
     except RecursionError:
         raise RpcError(PARSE_ERROR, "nested too deep") from None
     return value
@@ -94,14 +99,6 @@ def _integer(digits: str) -> int:
 
 def _no_constant(name: str) -> float:
     raise RpcError(PARSE_ERROR, f"{name} is no JSON")
-
-
-def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise RpcError(PARSE_ERROR, f"an object names {twice!r} twice")
-    return value
 
 
 def read_id(message: JsonValue) -> Id:
